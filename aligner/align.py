@@ -46,6 +46,7 @@ from dff.face.geometry.camera import Box
 from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.expression_correction import ExpressionCorrection
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.networks import weights as weights_files
@@ -91,10 +92,11 @@ class Aligner:
         mean_identity: Floats | None = None,
         fit_correction: FitCorrection | None = None,
         landmark_refinement: LandmarkRefinement | None = None,
+        expression_correction: ExpressionCorrection | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
-        ``fit_correction``: of dense fits, ``landmark_refinement``: of their landmarks; by default
-        none.
+        ``fit_correction``: of dense fits, ``landmark_refinement``: of their landmarks,
+        ``expression_correction``: of their activations; by default none.
 
         ``detector``: by default one of the descriptor network, after a quick search by
         ``detector_net`` where that is given.
@@ -122,9 +124,18 @@ class Aligner:
             )
         self.mean_identity = mean_identity
         self.fit_correction, self.landmark_refinement = fit_correction, landmark_refinement
+        self.expression_correction = expression_correction
         # by the id of their fit model, with what they were made of
         self._reporters: dict[int, tuple[tuple[Any, ...], Reporter]] = {}
-        dense = DenseFitter(net, anchors, model, self.config, fit_correction, landmark_refinement)
+        dense = DenseFitter(
+            net,
+            anchors,
+            model,
+            self.config,
+            fit_correction,
+            landmark_refinement,
+            expression_correction,
+        )
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
         self.detector = detector or self._build_detector(detector_net)
@@ -159,9 +170,13 @@ class Aligner:
         return other
 
     def with_dense_fits(
-        self, *, anchors: Anchors | None = None, fit_correction: FitCorrection | None = None
+        self,
+        *,
+        anchors: Anchors | None = None,
+        fit_correction: FitCorrection | None = None,
+        expression_correction: ExpressionCorrection | None = None,
     ) -> Aligner:
-        """A dense aligner with other anchors, or with a correction of its fits.
+        """A dense aligner with other anchors, or with corrections of its fits.
 
         Without ``pose_correction``, ``mean_identity`` and ``landmark_refinement``, which were
         measured on the fits before.
@@ -175,6 +190,7 @@ class Aligner:
             calibration=self.calibration,
             landmark_offsets=self.landmark_offsets,
             fit_correction=fit_correction,
+            expression_correction=expression_correction,
         )
 
     def with_quick_search(self) -> Self:
@@ -736,6 +752,7 @@ def load_aligner(
         mean_identity=loaded.mean_identity,
         fit_correction=loaded.fit_correction,
         landmark_refinement=refinement,
+        expression_correction=loaded.expression_correction,
     )
 
 

@@ -16,7 +16,7 @@ from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.landmark_offsets import (
     LandmarkOffsets,
     fill_moved,
-    fill_with_closed_lips,
+    fill_with_closed_edges,
     find_upright,
 )
 from dff.face.model.landmarks import SCHEMES, fill_contour, fill_reach
@@ -162,7 +162,7 @@ def _place(  # type: ignore[no-untyped-def]
             for c in range(2):
                 placed[scheme, n, c] = both[scheme, n, c] * near + centre[c]
         if annotated:
-            fill_with_closed_lips(placed[scheme], rotation, scale)
+            fill_with_closed_edges(placed[scheme], rotation, scale)
     flat[:], deep[:, :2] = placed[FLAT], placed[DEEP]
     for n in range(68):
         deep[n, 2] = -scale * both[DEEP, n, 2]

@@ -23,7 +23,7 @@ from dff.aligner.landmark_placement import place_landmarks
 from dff.face.arrays import Array, Float, Floats, Int
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
-from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection, close_lips
+from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection, close_edges
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
@@ -85,7 +85,7 @@ class Reporter:
                 moved = self.landmark_offsets.in_image("3d", state.rotation)
                 landmarks = self._annotated.landmarks(state, moved)
                 if not self.landmark_offsets.none:
-                    landmarks = close_lips(landmarks, state.rotation, state.scale)
+                    landmarks = close_edges(landmarks, state.rotation, state.scale)
                 angles = angles_from_rotation(self.pose_matrices(state.rotation)[0])
                 residual, motion = float(stepped.residual[row]), float(stepped.motion[row])
                 out.append(Iteration(landmarks[0], *angles, residual, motion))
@@ -116,6 +116,7 @@ class Reporter:
                 face_confidence=float(whole[i]),
                 features=features.one(i),
                 refinement=fit.refinement[i],
+                expression=fit.expression[i],
                 trace=partial(self.trace, passes, i),
             )
             for i in range(len(boxes))
@@ -147,15 +148,17 @@ class Reporter:
         face_confidence: float,
         features: CalibrationFeatures,
         refinement: Floats,
+        expression: Floats,
         trace: Callable[[], tuple[Iteration, ...]],
     ) -> Alignment:
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
         model = self.fit_model.model
-        coefficients = self.fit_model.coefficients(state.coefficients[i])
+        fitted = self.fit_model.coefficients(state.coefficients[i])
+        coefficients = replace(fitted, expression=fitted.expression + expression)
         flat, deep = place_landmarks(
             model,
             self.landmark_offsets,
-            self.fit_model.used_vertices(state.coefficients[i]),
+            self.fit_model.used_vertices(state.coefficients[i], expression),
             self.landmark_offsets.in_head(coefficients.joined),
             cam_from_head,
             camera,
@@ -172,7 +175,7 @@ class Reporter:
             face_confidence=face_confidence,
             failed=bool(reason),
             reason=reason,
-            vertices=partial(self._mesh, state[i : i + 1]),  # type: ignore[arg-type]
+            vertices=partial(self._mesh, state[i : i + 1], expression),  # type: ignore[arg-type]
             coefficients=coefficients,
             cam_from_head=cam_from_head,
             camera=camera,
@@ -182,9 +185,10 @@ class Reporter:
             features=features,
         )
 
-    def _mesh(self, state: FitState) -> Floats:
-        """(V, 3) metres in the head frame: the mesh of one face."""
-        return np.asarray(self.fit_model.vertices(state)[0])
+    def _mesh(self, state: FitState, expression: Floats) -> Floats:
+        """(V, 3) metres in the head frame: the mesh of one face, with activations added to it."""
+        moved = np.tensordot(expression, self.fit_model.model.expression, axes=1)
+        return np.asarray(self.fit_model.vertices(state)[0] + moved)
 
     def pose_matrices(self, rotation: Floats) -> Floats:
         """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""

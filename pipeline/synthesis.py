@@ -56,6 +56,7 @@ from dff.pipeline.job.work import (
 )
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import PhotoRef, find_photos, name_split_groups, read_photo
+from dff.pipeline.scene.expressions import ExpressionConfig
 from dff.pipeline.scene.sampling import PROFILE_SHARE, SceneConfig
 from dff.pipeline.scene.views import make_views
 from dff.pipeline.subjects.build import join_photo_licence, recover_person, sample_person
@@ -110,6 +111,7 @@ class Options:
     renderer: str = "zbuffer"  # of dff.face.render.backends
     profile_share: float = PROFILE_SHARE  # of a photo's views: 3D face profiling
     deformed: float = 0.0  # share of the sampled faces with a residual deformation
+    closed_eyes: float = 0.0  # share of the rendered views with eyes shut, or nearly
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
@@ -117,7 +119,7 @@ class Options:
                 "synthesis needs at least one view of 32 to 2048 px and textures of 64 to 4096: "
                 f"{self}"
             )
-        for name in ("profile_share", "deformed"):
+        for name in ("profile_share", "deformed", "closed_eyes"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"a share is 0 to 1, {name} is {getattr(self, name)}")
         backends.backend(self.renderer)
@@ -143,13 +145,23 @@ def build_row_maker(
     renderer: str,
     profile_share: float,
     deformed: float,
+    closed_eyes: float,
 ) -> MakeRows:
     """The work of one shard, for the photos at the URI ``photos``.
 
     Raises BadModel and StorageError.
     """
     options = Options(
-        views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed
+        views,
+        size,
+        texture_size,
+        model,
+        albedo,
+        photo_terms,
+        renderer,
+        profile_share,
+        deformed,
+        closed_eyes,
     )
     storage = None
     if photos is not None:
@@ -189,6 +201,7 @@ def make_shard_rows(
                 views=options.views,
                 size=options.size,
                 profile_share=options.profile_share,
+                closed_eyes=options.closed_eyes,
                 visibility=backends.backend(options.renderer),
             )
     return ShardResult(tuple(rows), tuple(failures))
@@ -238,6 +251,7 @@ def render_views(
     views: int,
     size: int,
     profile_share: float = PROFILE_SHARE,
+    closed_eyes: float = 0.0,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[ViewRow]:
     """The views of a stored person under the job's ``seed``; the first row keeps the person."""
@@ -247,7 +261,9 @@ def render_views(
         {view: derive_seed(seed, make_sample_id(person.id, view)) for view in range(views)},
         model=model,
         size=size,
-        config=SceneConfig(profile_share=profile_share),
+        config=SceneConfig(
+            profile_share=profile_share, expression=ExpressionConfig(closed_eyes=closed_eyes)
+        ),
         visibility=visibility,
     )
     return [replace(first, person=kept.data), *others]
@@ -405,6 +421,7 @@ def synthesize(
     renderer: str = "zbuffer",
     profile_share: float = PROFILE_SHARE,
     deformed: float = 0.0,
+    closed_eyes: float = 0.0,
     config: job.RunConfig = job.DEFAULT,
     shard_subjects: int | None = None,
     dry_run: bool = False,
@@ -431,6 +448,7 @@ def synthesize(
         renderer=renderer,
         profile_share=profile_share,
         deformed=deformed,
+        closed_eyes=closed_eyes,
     )
     source = None
     if photos is not None:

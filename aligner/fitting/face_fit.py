@@ -36,6 +36,8 @@ class FaceFit:
     trust: Float[Array, " faces"]  # confidence of the fit that this one begins from, 0 to 1
     # metres right and down in the photo of the upright face: of landmarks from those of the mesh
     refinement: Float[Array, "faces 68 2"]
+    # activations: what the descriptors add to the expressions of the states
+    expression: Float[Array, "faces expressions"]
 
     @staticmethod
     def begin(
@@ -65,6 +67,7 @@ class FaceFit:
             lost=np.zeros(b, dtype=bool),
             trust=np.full(b, trust, np.float64),
             refinement=np.zeros((b, 68, 2)),
+            expression=np.zeros((b, len(fit_model.model.expression))),
         )
 
     def __getitem__(self, rows: Bools | Ints) -> FaceFit:

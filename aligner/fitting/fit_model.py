@@ -201,9 +201,19 @@ class FitModel:
         used = by_vertex[: self.moving_modes, self.model.landmarks.used]
         return np.ascontiguousarray(used.reshape(len(used), -1))
 
-    def used_vertices(self, coefficients: Floats) -> Floats:
-        """(U, 3) metres in the head frame of a face of (P,) latent ``coefficients``."""
+    @cached_property
+    def used_expression_basis(self) -> Floats:
+        """(E, 3 U) float32: the model's expressions of the same vertices."""
+        used = self.model.expression[:, self.model.landmarks.used].astype(np.float32)
+        return np.ascontiguousarray(used.reshape(len(used), -1))
+
+    def used_vertices(self, coefficients: Floats, expression: Floats) -> Floats:
+        """(U, 3) metres in the head frame of a face of (P,) latent ``coefficients``.
+
+        (E,) ``expression``: activations added to them.
+        """
         offset = coefficients[: self.moving_modes].astype(np.float32) @ self.used_basis
+        offset += expression.astype(np.float32) @ self.used_expression_basis
         return np.asarray(self.model.used_template + offset.reshape(-1, 3))
 
     def landmarks(self, state: FitState, moved: Floats | None = None) -> Floats:

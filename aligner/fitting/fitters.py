@@ -16,6 +16,7 @@ from dff.aligner.fitting.batch import replace_rows, with_fields
 from dff.aligner.fitting.correction import Corrector, LinearCorrector
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces, frame_landmarks
+from dff.aligner.fitting.expressions import ExpressionCorrector, LearnedExpressionCorrector
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import (
     FitState,
@@ -34,6 +35,7 @@ from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, r
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.expression_correction import ExpressionCorrection
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.landmark_refinement import LandmarkRefinement
 
@@ -49,10 +51,10 @@ class DenseFitter:
         config: AlignConfig,
         correction: FitCorrection | None = None,
         refinement: LandmarkRefinement | None = None,
+        expression_correction: ExpressionCorrection | None = None,
     ) -> None:
-        """``correction``: of the fits of each pass; ``refinement``: of their landmarks.
-
-        None of them by default.
+        """``correction``: of the fits of each pass; ``refinement``: of their landmarks;
+        ``expression_correction``: of their activations. None of them by default.
         """
         self.config, self.passes = config, config.passes
         mirrors = config.mirror and config.passes > 1
@@ -70,6 +72,11 @@ class DenseFitter:
         self.refiner: Refiner | None = None
         if refinement is not None:
             self.refiner = LinearRefiner(self.fit_model, refinement, config.visibility)
+        self.expression_corrector: ExpressionCorrector | None = None
+        if expression_correction is not None:
+            self.expression_corrector = LearnedExpressionCorrector(
+                self.fit_model, expression_correction, config.visibility
+            )
 
     def with_refiner(self, refiner: Refiner | None) -> DenseFitter:
         """The same fitter with another refinement of landmarks, or none."""
@@ -141,6 +148,11 @@ class DenseFitter:
                 observation, after.state, after.visibility, mirrored=which == 1
             )
             after = with_fields(after, refinement=moved)
+        if self.expression_corrector is not None:
+            expression = self.expression_corrector.correct(
+                observation, after.state, after.visibility, mirrored=which == 1
+            )
+            after = with_fields(after, expression=expression)
         return seen.join(after)
 
     def _solve(

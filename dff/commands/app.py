@@ -22,6 +22,7 @@ from dff.commands.calibrate import calibrate
 from dff.commands.demo import demo
 from dff.commands.evaluate import evaluate
 from dff.commands.export import export
+from dff.commands.fit_expressions import fit_expressions
 from dff.commands.fit_landmark_offsets import fit_landmark_offsets
 from dff.commands.inspect import inspect
 from dff.commands.jobs import jobs
@@ -61,6 +62,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         train_cascade,
         train_detector,
         calibrate,
+        fit_expressions,
         fit_landmark_offsets,
         evaluate,
     ),

@@ -117,6 +117,8 @@ def calibrate(
         aligner = aligner.with_dense_fits(fit_correction=found)
         if found is None:
             typer.echo("no correction of fits lowers the error on held-out identities")
+    if loaded.expression_correction and not aligner.expression_correction:
+        typer.echo("the correction of expressions is removed: `dff fit-expressions` learns it")
     if loaded.landmark_refinement and not aligner.landmark_refinement:
         typer.echo("the refinement of landmarks is removed: `dff fit-landmark-offsets` learns it")
     calibration, sets = fit_calibration(
@@ -134,6 +136,7 @@ def calibrate(
         anchors=aligner.anchors,
         fit_correction=aligner.fit_correction,
         landmark_refinement=aligner.landmark_refinement,
+        expression_correction=aligner.expression_correction,
         calibration=calibration.to_json(),
     )
     weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)

@@ -80,6 +80,15 @@ def synthesize(
             max=1.0,
         ),
     ] = 0.0,
+    closed_eyes_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the rendered views with eyes that are shut, or nearly, beside those "
+            "that blink: to learn the correction of expressions (`dff fit-expressions`).",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0,
     failure_budget: Annotated[
         float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)
     ] = 0.2,
@@ -138,6 +147,7 @@ def synthesize(
             model=model,
             profile_share=profile_share,
             deformed=deformation_share,
+            closed_eyes=closed_eyes_share,
             config=RunConfig(budget=failure_budget),
             shard_subjects=shard_faces,
             dry_run=dry_run,

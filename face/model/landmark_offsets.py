@@ -31,8 +31,10 @@ Their vertices lie on the visible lips, 1.4 to 1.9 mm apart where those of ``ope
 fits may let the lips cross. The value with the least error on the labels of 300-W's training sets.
 """
 
-# for compiled code
-UPPER_LIPS, LOWER_LIPS = tuple(range(68)[UPPER_INNER_LIP]), tuple(range(68)[LOWER_INNER_LIP])
+# opposite points of the lids and, first, of the inner lips; for compiled code
+UPPER_EDGES = (*range(68)[UPPER_INNER_LIP], 37, 38, 43, 44)
+LOWER_EDGES = (*range(68)[LOWER_INNER_LIP], 41, 40, 47, 46)
+LIPS = len(range(68)[UPPER_INNER_LIP])
 
 MIRRORED_TERMS = np.where(YAW_POWERS % 2, -1.0, 1.0)
 """Factors from the terms of a pose to those of the mirrored pose."""
@@ -240,30 +242,31 @@ class PoseCorrection:
         return out
 
 
-def close_lips(points: Floats, rotation: Floats, scale: Floats) -> Floats:
+def close_edges(points: Floats, rotation: Floats, scale: Floats) -> Floats:
     """(B, 68, D) pixels of landmarks, with inner lips that meet where a mouth is all but closed.
 
-    Annotators draw lips that touch as one line. ``rotation`` (B, 3, 3): ``cam_from_head``;
-    ``scale`` (B,): pixels of a metre. Wide open mouths and other landmarks stay. The first two of
-    the D coordinates are x and y; the others stay.
+    Annotators draw lips that touch as one line, and so do lids; lids meet where they would cross.
+    ``rotation`` (B, 3, 3): ``cam_from_head``; ``scale`` (B,): pixels of a metre. Wide open mouths,
+    open eyes and other landmarks stay. The first two of the D coordinates are x and y; the others
+    stay.
     """
     out = points.copy()
     for face in range(len(out)):
-        fill_with_closed_lips(out[face], rotation[face], scale[face])
+        fill_with_closed_edges(out[face], rotation[face], scale[face])
     return out
 
 
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
-def fill_with_closed_lips(points, rotation, scale):  # type: ignore[no-untyped-def]
-    """``close_lips`` of one face, in place."""
+def fill_with_closed_edges(points, rotation, scale):  # type: ignore[no-untyped-def]
+    """``close_edges`` of one face, in place."""
     x, y = -rotation[0, 1], -rotation[1, 1]
     length = max(np.sqrt(x * x + y * y), 1e-6)
     x, y = x / length, y / length
-    for i in range(len(UPPER_LIPS)):
-        upper, lower = UPPER_LIPS[i], LOWER_LIPS[i]
+    for i in range(len(UPPER_EDGES)):
+        upper, lower = UPPER_EDGES[i], LOWER_EDGES[i]
         gap = (points[lower, 0] - points[upper, 0]) * x + (points[lower, 1] - points[upper, 1]) * y
-        closed = 0.0
-        if gap > 0.0:
+        closed = max(gap, 0.0)
+        if i < LIPS and gap > 0.0:
             closed = gap * (1.0 - np.exp(-((gap / (LIP_CONTACT * scale)) ** 2)))
         move = (gap - closed) / 2
         points[upper, 0] += move * x

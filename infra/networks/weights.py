@@ -7,8 +7,8 @@ written in random order, and the same weights should be the same bytes). It is J
 * ``card``: where the weights come from and under which terms;
 * ``calibration``, if measured: of the aligner's confidence with these weights;
 * ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
-  from; their tables are tensors, and so are those of ``PoseCorrection``, ``FitCorrection`` and
-  ``LandmarkRefinement``, if they were measured, and ``mean_identity``.
+  from; their tables are tensors, and so are those of ``PoseCorrection``, ``FitCorrection``,
+  ``ExpressionCorrection`` and ``LandmarkRefinement``, if they were measured, and ``mean_identity``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadPlace, BadWeights, NotFound
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.expression_correction import ExpressionCorrection
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.files import check_format, check_output_file, replaced_file
@@ -50,10 +51,20 @@ from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 FORMAT = "dff-descriptor-1"
-Tables = TypeVar("Tables", LandmarkOffsets, PoseCorrection, FitCorrection, LandmarkRefinement)
-Learned = TypeVar("Learned", FitCorrection, LandmarkRefinement)
-LEARNED: dict[type[FitCorrection] | type[LandmarkRefinement], tuple[str, str]] = {
+Tables = TypeVar(
+    "Tables",
+    LandmarkOffsets,
+    PoseCorrection,
+    FitCorrection,
+    LandmarkRefinement,
+    ExpressionCorrection,
+)
+Learned = TypeVar("Learned", FitCorrection, LandmarkRefinement, ExpressionCorrection)
+LEARNED: dict[
+    type[FitCorrection] | type[LandmarkRefinement] | type[ExpressionCorrection], tuple[str, str]
+] = {
     FitCorrection: ("fit_correction", "correction of fits"),
+    ExpressionCorrection: ("expression_correction", "correction of expressions"),
     LandmarkRefinement: ("landmark_refinement", "refinement of landmarks"),
 }
 """Maps learned for a network: the first part of their tensors' names, and what they are called."""
@@ -80,6 +91,7 @@ class Weights:
     mean_identity: Float[Array, " identities"] = field(default_factory=partial(np.zeros, 0))
     fit_correction: FitCorrection | None = None  # None: not learned for these weights
     landmark_refinement: LandmarkRefinement | None = None  # None: not learned for these weights
+    expression_correction: ExpressionCorrection | None = None  # None: not learned for these
 
 
 def save(
@@ -95,6 +107,7 @@ def save(
     mean_identity: Floats | None = None,
     fit_correction: FitCorrection | None = None,
     landmark_refinement: LandmarkRefinement | None = None,
+    expression_correction: ExpressionCorrection | None = None,
     endpoint_url: str | None = None,
 ) -> None:
     """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
@@ -137,6 +150,8 @@ def save(
         tensors |= _tensors("fit_correction", fit_correction, np.float16)
     if landmark_refinement is not None:
         tensors |= _tensors("landmark_refinement", landmark_refinement, np.float16)
+    if expression_correction is not None:
+        tensors |= _tensors("expression_correction", expression_correction, np.float16)
     data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
     if str(path).startswith(BUCKET):
         storage, key = _open_parent(str(path), endpoint_url)
@@ -188,6 +203,7 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
         mean_identity=loaded.mean_identity,
         fit_correction=loaded.fit_correction,
         landmark_refinement=loaded.landmark_refinement,
+        expression_correction=loaded.expression_correction,
         endpoint_url=endpoint_url,
     )
 
@@ -271,6 +287,7 @@ def load(
         tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
         _build_learned(FitCorrection, path, tensors),
         _build_learned(LandmarkRefinement, path, tensors),
+        _build_learned(ExpressionCorrection, path, tensors),
     )
     if model is not None:
         check_model(path, loaded, model)
@@ -415,6 +432,17 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
     if refinement is not None and refinement.mean.shape[1] != loaded.anchors.descriptor.shape[1]:
         raise BadWeights(
             f"{path} refines landmarks by descriptors of {refinement.mean.shape[1]} numbers, "
+            f"its anchors have {loaded.anchors.descriptor.shape[1]}"
+        )
+    expression = loaded.expression_correction
+    if expression is not None and len(expression.offset) != len(model.expression):
+        raise BadWeights(
+            f"{path} corrects {len(expression.offset)} activations, {model.name} has "
+            f"{len(model.expression)}"
+        )
+    if expression is not None and expression.mean.shape[1] != loaded.anchors.descriptor.shape[1]:
+        raise BadWeights(
+            f"{path} corrects expressions by descriptors of {expression.mean.shape[1]} numbers, "
             f"its anchors have {loaded.anchors.descriptor.shape[1]}"
         )
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))

@@ -27,6 +27,7 @@ class ExpressionConfig:
     contact_limit: float = 50.0  # degrees of a face's turn up to which the eyes meet the camera
     eye_rotation: float = 35.0  # degrees of the eyes at full activation
     most_rotated: float = 0.9  # activation
+    closed_eyes: float = 0.0  # share of the expressions whose eyes are shut, or nearly
 
 
 EXPRESSION = ExpressionConfig()
@@ -46,6 +47,7 @@ class Movements:
 
     mouth: Mapping[str, Movement]
     eyes: Mapping[str, Movement]
+    closed_eyes: Mapping[str, Movement]
     brows: Mapping[str, Movement]
     companions: Mapping[str, Mapping[str, Sequence[str]]]  # of a mouth: names for eyes and brows
 
@@ -108,10 +110,14 @@ def sample_expression(
     mouth = _pick(movements.mouth, (), rng)
     companions = movements.companions.get(mouth, {})
     eyes = _pick(movements.eyes, companions.get("eyes", ()), rng)
+    lids = movements.eyes[eyes]
+    if config.closed_eyes and rng.random() < config.closed_eyes:
+        eyes = _pick(movements.closed_eyes, (), rng)
+        lids = movements.closed_eyes[eyes]
     brows = _pick(movements.brows, companions.get("brows", ()), rng)
     index = _index_units(tuple(names))
     activations: dict[str, float] = {}
-    for movement in (movements.mouth[mouth], movements.eyes[eyes], movements.brows[brows]):
+    for movement in (movements.mouth[mouth], lids, movements.brows[brows]):
         activations |= _activate(movement, index, config, rng)
     sd, limit = config.gaze
     across, up = rng.normal(0.0, sd, 2).clip(-limit, limit)

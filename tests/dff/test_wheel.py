@@ -36,6 +36,7 @@ NEED_EXTRA = {
     ("train-cascade", "data", "--out", "c.safetensors"): "train",
     ("train-detector", "data", "--out", "d.safetensors"): "train",
     ("calibrate", "dff-open", "data"): "train",
+    ("fit-expressions", "dff-open", "data"): "train",
     ("fit-landmark-offsets", "dff-open", "photos", "--source", "me"): "train",
     ("evaluate", "300w", "photos"): "train",
     ("evaluate", "matching", "data"): "train",

@@ -41,7 +41,7 @@ from dff.face.model.landmark_offsets import (
     TERMS,
     LandmarkOffsets,
     UprightPose,
-    close_lips,
+    close_edges,
     pose_terms,
 )
 from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, SCHEMES
@@ -227,7 +227,7 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
         rotation = face.cam_from_head.rotation[None]
         at_cam[:, :2] += landmark_offsets.in_image(SCHEMES[number], rotation)[0]
         scale = np.array([face.camera.scale])
-        expected = close_lips(face.camera.px_from_cam(at_cam)[None], rotation, scale)[0]
+        expected = close_edges(face.camera.px_from_cam(at_cam)[None], rotation, scale)[0]
         assert np.abs(expected - before).max() > 3.0
         np.testing.assert_allclose(after, expected, atol=1e-6)
     np.testing.assert_allclose(face.trace[-1].landmarks_2d, face.landmarks_3d[:, :2], atol=1e-3)

@@ -85,6 +85,7 @@ def test_landmarks_move_in_the_axes_of_the_upright_face(tmp_path: Path) -> None:
         landmark_offsets=plain.landmark_offsets,
         calibration=plain.calibration,
         fit_correction=plain.fit_correction,
+        expression_correction=plain.expression_correction,
         landmark_refinement=constant((0.008, -0.005), 4),
     )
     for turned in (False, True):

@@ -34,8 +34,8 @@ from tests.dff.command_runner import run_command
 from tests.dff.films import moving_edge, write_film
 
 COMMANDS = (
-    "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
-    "train-detector",
+    "label", "synthesize", "inspect", "train", "calibrate", "fit-expressions",
+    "fit-landmark-offsets", "train-cascade", "train-detector",
     "align", "match", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -140,6 +140,7 @@ MISTAKES = [
     (("train-detector", "d", "--out", "."), ". is a folder"),
     (("calibrate", "dff-open", "d", "--out", "."), ". is a folder"),
     (("calibrate", "dff-open", "d", "--picture", "a.jpg"), "a.jpg should be a file that ends in"),
+    (("fit-expressions", "dff-open", "d", "--out", "."), ". is a folder"),
     (("fit-landmark-offsets", "dff-open", "d", "--source", "us", "--out", "."), "is a folder"),
     (("export", "."), ". is a folder"),
     (("export", "a.png"), "a.png should be a file that ends in .onnx"),
@@ -335,6 +336,7 @@ def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says:
         (("train", "d", "--out", "w", "--photos", "p"), "--photos goes with --preset"),
         (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
         (("calibrate", "dff-open", "d"), "dff-open comes with the program"),
+        (("fit-expressions", "dff-open", "d"), "dff-open comes with the program"),
         (("fit-landmark-offsets", "dff-open", "d", "--source", "us"), "comes with the program"),
         (("fit-landmark-offsets", "w", "d", "--source", "us", "--refine"), "--photo-licence go"),
         (("fit-landmark-offsets", "w", "d", "--source", " "), "--source is empty"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": (ADDRESS, "data", "--out", "out.safetensors"),
     "evaluate": ("300w", "photos", "--weights", ADDRESS),
     "export": ("out.onnx", "--weights", ADDRESS),
+    "fit-expressions": (ADDRESS, "data", "--out", "out.safetensors"),
     "fit-landmark-offsets": (
         ADDRESS,
         "photos",

@@ -16,12 +16,15 @@ from dff.face.geometry.transform import (
 )
 from dff.face.model.landmark_offsets import (
     LIP_CONTACT,
+    LIPS,
+    LOWER_EDGES,
     MIRRORED_TERMS,
     TERMS,
+    UPPER_EDGES,
     LandmarkOffsets,
     PoseCorrection,
     UprightPose,
-    close_lips,
+    close_edges,
     pose_terms,
 )
 from dff.face.model.landmarks import LOWER_INNER_LIP, MIRROR, SCHEMES, UPPER_INNER_LIP
@@ -133,11 +136,23 @@ def test_lips_that_all_but_touch_are_one_line(gap: float, closed: float, roll: f
     unit = LIP_CONTACT * scale
     points = np.random.default_rng(3).normal(size=(68, 3)) * 50.0
     points[LOWER_INNER_LIP, :2] = points[UPPER_INNER_LIP, :2] + gap * unit * down
-    found = close_lips(points[None], rotation[None], np.array([scale]))[0]
+    found = close_edges(points[None], rotation[None], np.array([scale]))[0]
     for given, answered, share in ((points, points, gap), (points, found, closed)):
         across = (answered[LOWER_INNER_LIP] - answered[UPPER_INNER_LIP])[:, :2]
         np.testing.assert_allclose(across, share * unit * np.tile(down, (3, 1)), atol=0.01 * unit)
         np.testing.assert_allclose(answered.mean(0), given.mean(0), atol=1e-9)
-    others = np.setdiff1d(np.arange(68), [61, 62, 63, 65, 66, 67])
+    others = np.setdiff1d(np.arange(68), [61, 62, 63, 65, 66, 67, *UPPER_EDGES, *LOWER_EDGES])
     np.testing.assert_array_equal(found[others], points[others])
     np.testing.assert_array_equal(found[:, 2], points[:, 2])
+
+
+@pytest.mark.parametrize(("gap", "closed"), [(-2.0, 0.0), (0.0, 0.0), (0.5, 0.5), (8.0, 8.0)])
+def test_lids_meet_where_they_would_cross(gap: float, closed: float) -> None:
+    """Gaps are in pixels, downwards."""
+    rotation = rotation_from_angles(0.0, 0.0, 0.0)
+    points = np.random.default_rng(3).normal(size=(68, 2)) * 50.0
+    upper, lower = list(UPPER_EDGES[LIPS:]), list(LOWER_EDGES[LIPS:])
+    points[lower] = points[upper] + [0.0, gap]
+    found = close_edges(points[None], rotation[None], np.array([2000.0]))[0]
+    np.testing.assert_allclose(found[lower] - found[upper], np.tile([0.0, closed], (4, 1)))
+    np.testing.assert_allclose(found[lower] + found[upper], points[lower] + points[upper])

@@ -22,6 +22,7 @@ from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.networks import weights
 from dff.infra.storage import open_storage
+from tests.face.solve.test_expression_correction import some_correction
 from tests.s3_server import FaultyS3
 
 CARD = {"model": "toy", "model_licence": "CC0-1.0", "data_licences": ["CC0-1.0"], "steps": 3}
@@ -112,6 +113,32 @@ def test_a_correction_of_fits_comes_back_and_may_be_absent(
     weights.save(path, net, anchors, CARD, fit_correction=other)
     with pytest.raises(BadWeights, match=f"corrects fits by {wide + 1} coefficients"):
         weights.load(path, model=toy_model)
+
+
+def test_a_correction_of_expressions_comes_back_and_may_be_absent(
+    path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
+) -> None:
+    assert weights.load(path).expression_correction is None
+    dims, units = anchors.descriptor.shape[1], len(toy_model.expression)
+    saved = some_correction(dims, units)
+    weights.save(path, net, anchors, CARD, expression_correction=saved)
+    weights.rewrite(path, weights.load(path))
+    got = weights.load(path, model=toy_model).expression_correction
+    assert got is not None
+    for name, table in vars(saved).items():
+        np.testing.assert_array_equal(getattr(got, name), table.astype(np.float16), err_msg=name)
+    tensors = load_file(path)
+    del tensors["expression_correction.fitted"]
+    rewrite(path, tensors=tensors)
+    with pytest.raises(BadWeights, match=r"a bad correction of expressions: it lacks .*\.fitted"):
+        weights.load(path)
+    for other, says in (
+        (some_correction(dims, units + 1), f"corrects {units + 1} activations"),
+        (some_correction(dims + 1, units), f"by descriptors of {dims + 1} numbers"),
+    ):
+        weights.save(path, net, anchors, CARD, expression_correction=other)
+        with pytest.raises(BadWeights, match=says):
+            weights.load(path, model=toy_model)
 
 
 def test_a_licence_of_further_data_is_added_once(path: Path) -> None:

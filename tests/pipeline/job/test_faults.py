@@ -414,6 +414,7 @@ def test_every_option_is_in_the_fingerprint_and_named_when_it_differs(option: st
         "photo_terms": "CC-BY-4.0",
         "renderer": "pyrender",
         "deformed": 0.5,
+        "closed_eyes": 0.5,
     }
     old, _ = plan_synthesis(None, identities=1, seed=0, options=Options())
     value = vars(Options())[option]

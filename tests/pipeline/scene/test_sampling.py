@@ -10,6 +10,7 @@ from dff.face.geometry.transform import angles_from_rotation, rotation_from_angl
 from dff.face.model.morphable import MorphableModel
 from dff.pipeline.scene.camera_sensor import Framing, frame_face, sample_framing, sample_sensor
 from dff.pipeline.scene.expressions import (
+    ExpressionConfig,
     canonical_unit,
     load_movements,
     look_at_camera,
@@ -55,6 +56,17 @@ def test_every_unit_of_the_movements_is_one_of_the_model(open_head: MorphableMod
     for companions in movements.companions.values():
         assert set(companions.get("eyes", ())) <= set(movements.eyes)
         assert set(companions.get("brows", ())) <= set(movements.brows)
+
+
+def test_a_share_of_the_expressions_has_closed_eyes(open_head: MorphableModel) -> None:
+    names, rng = open_head.expression_names, np.random.default_rng(2)
+    config = ExpressionConfig(closed_eyes=0.5)
+    drawn = [sample_expression(names, rng=rng, config=config) for _ in range(400)]
+    closed = np.array([m.split("+")[1] in ("shut", "squeezed") for _, m in drawn])
+    assert 0.4 < closed.mean() < 0.6
+    blink = np.array([values[list(names).index("eyeBlinkLeft")] for values, _ in drawn])
+    assert blink[closed].min() > 0.2
+    assert blink[~closed].mean() < 0.3
 
 
 def test_expressions_are_plausible(open_head: MorphableModel) -> None:
