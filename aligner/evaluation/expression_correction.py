@@ -133,21 +133,21 @@ class ExpressionErrors:
 
 
 @dataclass
-class _Recorder:
-    """An ``ExpressionCorrector`` that changes nothing, and records what it could correct."""
+class _DescriptorReader:
+    """A ``Refiner`` that moves nothing, and records what a correction reads after each pass."""
 
     fit_model: FitModel
     visibility: VisibilityConfig
     found: list[tuple[Floats, Floats, FitState, bool]] = field(default_factory=list)
 
-    def correct(
+    def refine(
         self, observation: Observation, state: FitState, visibility: Visibility, *, mirrored: bool
     ) -> Floats:
         seen, visible = read_face_descriptors(
             self.fit_model, self.visibility, observation, state, visibility, mirrored=mirrored
         )
         self.found.append((seen.astype(np.float16), visible, state, mirrored))
-        return np.zeros((len(seen), len(self.fit_model.model.expression)))
+        return np.zeros((len(seen), 68, 2))
 
 
 def learn_expression_correction(
@@ -164,11 +164,11 @@ def learn_expression_correction(
     on. ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
     """
     config = config or ExpressionCorrectionConfig()
-    readings = read_views(aligner, dataset, every=every, config=config, watch=watch)
+    readings = read_expressions_of_views(aligner, dataset, every=every, config=config, watch=watch)
     return fit_expression_correction(aligner.model, readings, config)
 
 
-def read_views(
+def read_expressions_of_views(
     aligner: Aligner,
     dataset: Dataset,
     *,
@@ -195,7 +195,7 @@ def read_views(
         truth = row.landmarks_3d.astype(np.float64)
         true = row.coefficients(model).expression[None]
         person = people.setdefault(row.identity_id, len(people))
-        recorder = fitter.expression_corrector = _Recorder(fit_model, aligner.config.visibility)
+        recorder = fitter.refiner = _DescriptorReader(fit_model, aligner.config.visibility)
         box = disturb_box(Box.around(truth), rng)
         last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)]))
         for seen, visible, state, mirrored in recorder.found:

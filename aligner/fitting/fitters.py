@@ -54,7 +54,7 @@ class DenseFitter:
         expression_correction: ExpressionCorrection | None = None,
     ) -> None:
         """``correction``: of the fits of each pass; ``refinement``: of their landmarks;
-        ``expression_correction``: of their activations. None of them by default.
+        ``expression_correction``: of the activations of the last. None of them by default.
         """
         self.config, self.passes = config, config.passes
         mirrors = config.mirror and config.passes > 1
@@ -148,7 +148,9 @@ class DenseFitter:
                 observation, after.state, after.visibility, mirrored=which == 1
             )
             after = with_fields(after, refinement=moved)
-        if self.expression_corrector is not None:
+        motion = np.where(seen.before.detected, np.inf, after.motion)
+        last = number + 1 == self.passes or self.early_stop(number, motion).any()
+        if self.expression_corrector is not None and last:
             expression = self.expression_corrector.correct(
                 observation, after.state, after.visibility, mirrored=which == 1
             )

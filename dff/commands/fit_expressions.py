@@ -37,7 +37,7 @@ def fit_expressions(
 ) -> None:
     """Learn the correction of expressions from rendered views, and store it in the weights.
 
-    It follows each pass of a fit: closed lids close, and the other expression coefficients come
+    It follows the last pass of a fit: closed lids close, and the other expression coefficients come
     nearer to the truth. Fit the landmark offsets again after it, since they belong to these meshes.
 
     [dim]Example:[/dim]

@@ -14,7 +14,7 @@ from dff.aligner.evaluation.expression_correction import (
     ExpressionReadings,
     HiddenLayerConfig,
     fit_expression_correction,
-    read_views,
+    read_expressions_of_views,
 )
 from dff.aligner.fitting.expressions import (
     LearnedExpressionCorrector,
@@ -104,7 +104,7 @@ def test_what_descriptors_tell_is_learned_and_chance_is_not(open_head: Morphable
 def test_views_are_read_against_their_true_expressions() -> None:
     dataset = open_dataset(str(SAMPLES))
     config = ExpressionCorrectionConfig(views=6, fewest=6)
-    readings = read_views(load_aligner(), dataset, every=True, config=config)
+    readings = read_expressions_of_views(load_aligner(), dataset, every=True, config=config)
     assert readings.seen.shape[1:] == (POINTS, 32)
     assert readings.mirrored.tolist() == [False, True] * (len(readings.mirrored) // 2)
     names = load_aligner().model.expression_names
@@ -113,7 +113,9 @@ def test_views_are_read_against_their_true_expressions() -> None:
     )
     assert np.linalg.norm(readings.away, axis=2).mean() < 10.0  # mm
     with pytest.raises(BadDataset, match="200 views to learn the correction of expressions from"):
-        read_views(load_aligner(), dataset, every=True, config=ExpressionCorrectionConfig())
+        read_expressions_of_views(
+            load_aligner(), dataset, every=True, config=ExpressionCorrectionConfig()
+        )
 
 
 @pytest.mark.parametrize("preset", ["fast", "balanced"])
