@@ -340,6 +340,10 @@ class FollowingConfig:
         CorrespondenceConfig(0.08, (0.04,)),
     )
     first_fits: int = 2  # passes in the small crop of a keyframe, of all latent directions
+    # seconds instead of the interval while the eyes are closed, and the mean activation of both
+    # lids from which they are: small fits hardly open lids, and a blink is short
+    closed_interval: float = 0.2
+    closed_eyes: float = 0.3
     # sooner than after the interval: where the head has turned by so many degrees or its size has
     # changed by this factor since the last full alignment, or where the share of pixels that agree
     # with the fit is less than this part of what it was, or was less than this part of what it is:

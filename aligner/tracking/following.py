@@ -57,6 +57,7 @@ class Keyframe:
     observer: SparseObserver  # of these
     small: FitState  # the small fit of one face, by ``fit_model``
     agreement: float  # share of the small crop's pixels that agree with the small fit
+    blink: float  # mean activation of the lids
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class FaceFollower:
         self.aligner, self.config = aligner, aligner.config.following
         self.reporter = aligner.reporter(aligner.fit_model)
         self.side = aligner.config.crop_side(self.config.crop)
+        names = aligner.model.expression_names
+        self.lids = [row for row, name in enumerate(names) if name.startswith("eyeBlink")]
         self.fit_model = build_expression_model(aligner, self.config.expressions)
         self.landmark_descriptor = describe_landmarks(
             aligner.anchors, aligner.fit_model.landmark_mean
@@ -132,6 +135,7 @@ class FaceFollower:
             observer,
             replace(small, coefficients=latent[None]),
             1.0,
+            float(face.coefficients.expression[self.lids].mean()) if self.lids else 0.0,
         )
         matches = observer.match(observation.descriptor, observation.face_logit)
         observation = replace(observation, matches=matches)
@@ -141,7 +145,10 @@ class FaceFollower:
     def follow(self, image: Bytes, before: FollowedFace, time: float) -> FollowedFace | None:
         """The face in the next image; None where it should be aligned in full."""
         key, config = before.keyframe, self.config
-        if time - key.time > config.interval - CLOCK_ERROR:
+        interval = min(config.closed_interval, config.interval)
+        if key.blink < config.closed_eyes:
+            interval = config.interval
+        if time - key.time > interval - CLOCK_ERROR:
             return None
         landmarks = before.face.landmarks_3d
         crops = self._crops(landmarks, before.small.rotation)

@@ -93,6 +93,9 @@ def test_a_keyframe_holds_for_its_interval_and_for_poses_near_its_own(
     assert followed is not None
     assert follower.follow(film[1].image, followed, 1.39) is not None
     assert follower.follow(film[1].image, followed, 1.4) is None
+    blinking = replace(followed, keyframe=replace(followed.keyframe, blink=0.6))
+    assert follower.follow(film[1].image, blinking, 1.19) is not None
+    assert follower.follow(film[1].image, blinking, 1.2) is None
     near = copy(aligner)
     near.config = replace(aligner.config, following=FollowingConfig(0.4, 1.0, turned=3.0))
     assert FaceFollower(near).follow(film[6].image, followed, 1.1) is None
