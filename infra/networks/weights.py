@@ -220,15 +220,17 @@ def _tensors(
     prefix: str, tables: Tables, kind: type[np.floating[Any]] = np.float32
 ) -> dict[str, Tensor]:
     return {
-        f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(table, kind))
-        for name, table in vars(tables).items()
+        f"{prefix}.{each.name}": torch.from_numpy(
+            np.ascontiguousarray(getattr(tables, each.name), kind)
+        )
+        for each in fields(tables)
     }
 
 
 def _tensor_shapes(
     prefix: str, bias: LandmarkOffsets | PoseCorrection
 ) -> dict[str, tuple[int, ...]]:
-    return {f"{prefix}.{name}": table.shape for name, table in vars(bias).items()}
+    return {f"{prefix}.{each.name}": getattr(bias, each.name).shape for each in fields(bias)}
 
 
 def _from_tensors(kind: type[Tables], prefix: str, tensors: Mapping[str, Tensor]) -> Tables | None:
