@@ -10,7 +10,7 @@ the public-domain astronaut: small (512 x 512), large (12 megapixels) and a crow
 * ``attacks``, each beside requests for ``/healthz`` and a client with small photos.
 * ``overhead``: the service with an aligner that does nothing.
 * ``memory``: the same over many requests.
-* ``throughput``: small photos served and in a loop of this process, in turns.
+* ``throughput``: small photos served and in loops of this process, in turns.
 * ``endurance``: the closed loop ten times in a row, and the memory after each.
 
 ``--url`` measures a server that runs already, for example another version of the program.
@@ -48,7 +48,7 @@ from benchmarks.serve_load import (
     post,
     run_all,
 )
-from dff.aligner.align import load_aligner
+from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
@@ -207,7 +207,8 @@ def measure_throughput(
 ) -> Rows:
     """Photos a second, and CPU time of each: served to three clients, and in this process.
 
-    The ratio of CPU times holds on a busy machine too; that of the rates does not.
+    Here photos are aligned one by one, and in pairs, which share steps as those of several clients
+    may. The ratio of CPU times holds on a busy machine too; that of the rates does not.
     """
     use_threads(1)
     aligner = load_aligner().with_quick_search()
@@ -216,29 +217,39 @@ def measure_throughput(
     rows: list[list[str]] = []
     ratios = []
     for _ in range(turns):
-        count, began, cpu = 0, time.monotonic(), time.process_time()
-        while time.monotonic() - began < seconds / 2:
-            aligner.align_batch([decode(small)] * 2)
-            count += 2
-        here, cpu_here = count / (time.monotonic() - began), (time.process_time() - cpu) / count
+        single, cpu_single = _measure_loop(aligner, small, 1, seconds / 4)
+        paired, cpu_paired = _measure_loop(aligner, small, 2, seconds / 4)
         cpu = cpu_seconds(server) if server else math.nan
         outcomes = closed_loop(url, {"small": small}, 3, seconds / 2, shares={"small": 1.0})
         answers = outcomes.statuses[200]
         cpu_served = ((cpu_seconds(server) if server else math.nan) - cpu) / answers
-        ratios.append((answers / outcomes.lasted / here, cpu_here / cpu_served))
-        cells = (here, answers / outcomes.lasted, ratios[-1][0])
-        rows.append(
-            [
-                *(f"{cell:.2f}" for cell in cells),
-                f"{cpu_here * 1000:.1f}",
-                f"{cpu_served * 1000:.1f}",
-                f"{ratios[-1][1]:.2f}",
-            ]
-        )
-    by_rate, by_cpu = np.median(ratios, axis=0)
-    title = f"Served over in-process, medians: {by_rate:.2f} by rate, {by_cpu:.2f} by CPU time"
-    header = ["in-process, photos/s", "served, photos/s", "ratio"]
-    return title, [*header, "in-process, CPU ms", "served, CPU ms", "ratio"], rows
+        served = answers / outcomes.lasted
+        ratios.append((served / single, served / paired, cpu_single / cpu_served))
+        rates = [f"{rate:.2f}" for rate in (single, paired, served)]
+        spent = [f"{1000 * each:.1f}" for each in (cpu_single, cpu_paired, cpu_served)]
+        rows.append([*rates, *spent, *(f"{ratio:.2f}" for ratio in ratios[-1])])
+    by_single, by_pairs, by_cpu = np.median(ratios, axis=0)
+    title = (
+        f"Served over in-process, medians: {by_single:.2f} of one by one, {by_pairs:.2f} of pairs, "
+        f"{by_cpu:.2f} by CPU time"
+    )
+    header = [
+        *("single, /s", "pairs, /s", "served, /s"),
+        *("single, ms", "pairs, ms", "served, ms"),
+        *("of single", "of pairs", "of CPU"),
+    ]
+    return title, header, rows
+
+
+def _measure_loop(
+    aligner: Aligner, photo: bytes, together: int, seconds: float
+) -> tuple[float, float]:
+    """Photos a second of a loop in this process, and seconds of CPU time of each."""
+    count, began, cpu = 0, time.monotonic(), time.process_time()
+    while time.monotonic() - began < seconds:
+        aligner.align_batch([decode(photo) for _ in range(together)])
+        count += together
+    return count / (time.monotonic() - began), (time.process_time() - cpu) / count
 
 
 def measure_load(url: str, photos: dict[str, bytes], clients: int, seconds: float) -> Rows:
