@@ -57,7 +57,7 @@ class CentreDetector:
         if len(first) < len(pyramid) and not self._is_settled(parts):
             parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
-        kept = self._probable(_distinct(score, corners), score, corners)
+        kept = self._probable(_distinct(score, corners, self.config.sure), score, corners)
         rotations = _nearest_rotations(rows[kept])
         out = []
         for i, rotation in zip(kept, rotations, strict=True):
@@ -88,7 +88,7 @@ class CentreDetector:
         if not parts:
             return False
         score, corners = (np.concatenate(some) for some in [*zip(*parts, strict=True)][:2])
-        kept = score[_distinct(score, corners)]
+        kept = score[_distinct(score, corners, self.config.sure)]
         return bool((kept >= self.config.sure).any() and (kept != self.config.unsharp_score).all())
 
     def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
@@ -129,15 +129,36 @@ class CentreDetector:
         return FaceState(np.array([scale]), rotation[None], centre[None], np.zeros((1, 0)))
 
 
-def _distinct(score: Floats, corners: Floats) -> list[int]:
-    """Rows of the best box of each face, as ``dff.aligner.detection.distinct``; best first."""
+def _distinct(score: Floats, corners: Floats, sure: float) -> list[int]:
+    """Rows of the best box of each face, as ``dff.aligner.detection.distinct``; best first.
+
+    Two boxes of scores from ``sure`` on, one within the other but of other sizes, are both kept: a
+    part of a face may look like one, and their fits tell which it is.
+    """
     order = np.argsort(-score, kind="stable")
-    return order[_are_distinct(np.ascontiguousarray(corners[order]))].tolist()
+    many = int((score >= sure).sum())
+    return order[_are_distinct(np.ascontiguousarray(corners[order]), many)].tolist()
+
+
+def _with_rivals(kept: Sequence[Detection], sure: Sequence[Detection]) -> list[Detection]:
+    """The ``kept`` detections, and of the ``sure`` ones those that overlap none of them by much.
+
+    By falling score.
+    """
+    rivals = [
+        one
+        for one in sure
+        if all(overlap(one.box.corners, other.box.corners) < OVERLAP for other in kept)
+    ]
+    return sorted([*kept, *rivals], key=lambda one: -one.score)
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _are_distinct(corners):  # type: ignore[no-untyped-def]
-    """(N,) whether each of (N, 4) boxes is no face of those before it."""
+def _are_distinct(corners, sure):  # type: ignore[no-untyped-def]
+    """(N,) whether each of (N, 4) boxes is no face of those before it.
+
+    The first ``sure`` ones may lie within each other.
+    """
     kept = np.ones(len(corners), np.bool_)
     for i in range(len(corners)):
         x0, y0, x1, y1 = corners[i]
@@ -149,7 +170,8 @@ def _are_distinct(corners):  # type: ignore[no-untyped-def]
                 shared = max(wide, 0.0) * max(high, 0.0)
                 other = (right - left) * (bottom - top)
                 union, smaller = area + other - shared, min(area, other)
-                if shared >= OVERLAP * union or shared >= INSIDE * smaller:
+                within = i >= sure and shared >= INSIDE * smaller
+                if within or shared >= OVERLAP * union:
                     kept[i] = False
                     break
     return kept
@@ -208,7 +230,9 @@ class StagedDetector:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
         found = self.quick.find(image)
         if self._is_conclusive(found, image):
-            return distinct([*self._sure(found), *self._verify(found, image, self.config.verified)])
+            sure, most = self._sure(found), self.config.verified
+            more = self._verify(found, image, most + len(sure) - 1 if most else 0)
+            return _with_rivals(distinct([*sure, *more]), sure)
         alone = [] if self._sure(found) else self._verify(found, image, self.config.verified_alone)
         return distinct(alone or [*self._sure(found), *self._find_thoroughly(found, image)])
 
@@ -275,6 +299,8 @@ class StagedDetector:
         )
         verified = [] if kept is None else [kept]
         likely = [one for one in unsure if one.score >= least and one is not kept]
+        # many small ones have the same score, ``unsharp_score``
+        likely.sort(key=lambda one: (-one.score, -one.box.size))
         less_likely = [one for one in large if one.score < least and one is not kept]
         for one in [*likely[:most], *less_likely[:most]]:
             level, scale, corner = crop_surroundings(

@@ -288,7 +288,8 @@ class CentreDetectorConfig:
     # a photo is seldom smaller than its other faces, and must not be missed for them
     least_large: float = 0.2
     large: float = 0.75
-    # faces of either kind beside a sure one, at most, around which it searches
+    # faces of either kind beside a sure one, at most, around which it searches; one more for each
+    # further sure one: where there are many faces, more are unsure
     verified: int = 3
     verified_least: float = 0.35  # probability of them, unless they are as large as the sure ones
     # the same where no face is sure, before it searches the whole photo

@@ -197,6 +197,40 @@ def test_an_unsure_face_beside_a_sure_one_is_verified_where_it_is(oracle_aligner
     np.testing.assert_allclose(other.box.centre, [308, 84], atol=2)
 
 
+def test_where_many_faces_are_sure_more_unsure_ones_are_verified(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    unsure = [(x, 16, 0.45) for x in (16, 96, 176, 256, 336, 400)]
+    for sure in (1, 3):
+        thorough.searched.clear()
+        detector.find(photo_with(*unsure, *[(48 + 120 * i, 240, 0.9) for i in range(sure)]))
+        assert len(thorough.searched) == detector.config.verified + sure - 1
+
+
+def test_of_unsure_faces_alike_the_largest_are_verified(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    sizes = (30.0, 80.0, 20.0, 60.0, 10.0)
+    found = [Detection(Box(0, 0, 60, 60), 0.9)]
+    found += [Detection(Box(100, 60 * i, 100 + s, 60 * i + s), 0.45) for i, s in enumerate(sizes)]
+    detector.config = replace(detector.config, large=9.0)
+    detector.quick = SimpleNamespace(find=lambda image: found)  # type: ignore[assignment]
+    again = detector.find(np.zeros((400, 400, 3), np.uint8))
+    rows = sorted(int(one.box.centre[1] // 60) for one in again if one.box.x0 > 60)
+    assert len(thorough.searched) == 3
+    assert rows == [0, 1, 3]
+
+
+def test_a_sure_part_of_a_face_hides_no_sure_face(oracle_aligner: Aligner) -> None:
+    """Their fits tell which of them is the face; where one is unsure, the other is."""
+    photo = photo_with((96, 160, 0.9))
+    photo[152:176, 88:112, 0] = 230  # which the next level sees as a face of twice the size
+    for sure, sizes in ((0.5, {FACE, 2 * FACE}), (0.95, {FACE})):
+        found = quick_detector(oracle_aligner, sure=sure, least=0.4).find(photo)
+        assert {round(one.box.size) for one in found} == sizes
+    detector, _ = staged(oracle_aligner)
+    detector.quick = quick_detector(oracle_aligner)
+    assert {round(one.box.size) for one in detector.find(photo)} == {FACE, 2 * FACE}
+
+
 def test_an_unsure_face_that_overlaps_a_sure_one_is_left_out(oracle_aligner: Aligner) -> None:
     detector, thorough = staged(oracle_aligner)
     both = photo_with((96, 160, 0.9), (120, 160, 0.45))
