@@ -300,7 +300,7 @@ class Tracker:
                     seen = SeenFace(followed.face, track.appearance, followed, picture)
                     out[track.number] = seen
             elif track.followed.face is track.followed.keyframe.face:
-                track.full_until = self.time + self.follower.config.interval
+                track.full_until = self.time + self.config.search_interval
         faces = {number: one.face for number, one in out.items()}
         return {
             number: one
