@@ -9,14 +9,13 @@ import trimesh
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
+from benchmarks.cross_model import REACH
 from dff.face.arrays import Floats
 from dff.face.io.registration import Nearest, Surface, part, register, similarity
 from dff.face.io.transfer import KINDS, triangles
+from dff.face.model.landmarks import INNER, NAMES
 from dff.face.model.morphable import MorphableModel
 
-INNER = slice(17, 68)  # of the 68 landmarks: those of a scan, without the jaw
-REACH = 0.085  # metres from the tip of the nose: the face
-TIP = 30
 CONTROLS = 1500  # points of the skin that eyes, teeth and tongue follow
 
 
@@ -39,7 +38,7 @@ def read_scan(path: Path, landmarks: Path, model: MorphableModel) -> tuple[Float
     row = np.full(len(template), -1)
     row[used] = np.arange(len(used))
     registered = register(skin, scan, (row[vertex], nearest_row))
-    tip = template[model.landmarks.vertex[TIP]]
+    tip = template[model.landmarks.vertex[NAMES.index("nose_tip")]]
     face = np.linalg.norm(skin.vertices - tip, axis=1) < REACH
     _, distance = Nearest(scan)(registered[face])
 

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import VisibilityConfig
-from dff.aligner.detection import Detection
-from dff.aligner.evaluation.calibration import disturb_box
+from dff.aligner.evaluation.view_fits import fit_views
 from dff.aligner.fitting.batch import join_rows
+from dff.aligner.fitting.correction import center_features
 from dff.aligner.fitting.expressions import (
     mirror_units,
     read_expressions,
@@ -30,16 +30,14 @@ from dff.aligner.fitting.expressions import (
 )
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.fitters import DenseFitter
-from dff.aligner.fitting.loop import last_fit
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import Visibility
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Int, Ints
 from dff.face.errors import BadDataset
-from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.expression_correction import ExpressionCorrection
-from dff.infra.datasets.dataset import Dataset, spread_views
+from dff.infra.datasets.dataset import Dataset
 
 EYE_UNITS = ("eyeBlink", "eyeSquint", "eyeWide")
 """Units that move lids, without their side."""
@@ -177,27 +175,24 @@ def read_expressions_of_views(
     watch: Callable[[int], object] = lambda views: None,
 ) -> ExpressionReadings:
     """The fits of a dataset's views after each pass. Raises BadDataset when they are too few."""
-    rows = spread_views(dataset, config.views, split=None if every else "dev")
-    if len(rows) < config.fewest:
-        raise BadDataset(
-            f"{dataset.storage.uri} has {len(rows)} views to learn the correction of expressions "
-            f"from; at least {config.fewest} are needed"
-        )
     model = aligner.model
     fitter = DenseFitter(
         aligner.net, aligner.anchors, model, aligner.config, aligner.fit_correction
     )
     fit_model, mirror = fitter.fit_model, mirror_units(model.expression_names)
-    rng = np.random.default_rng(0)
-    people: dict[str, int] = {}
+    recorder = fitter.refiner = _DescriptorReader(fit_model, aligner.config.visibility)
     out: list[ExpressionReadings] = []
-    for number, row in enumerate(rows):
+    for row, person in fit_views(
+        fitter,
+        dataset,
+        most=config.views,
+        fewest=config.fewest,
+        every=every,
+        purpose="the correction of expressions",
+        watch=watch,
+    ):
         truth = row.landmarks_3d.astype(np.float64)
         true = row.coefficients(model).expression[None]
-        person = people.setdefault(row.identity_id, len(people))
-        recorder = fitter.refiner = _DescriptorReader(fit_model, aligner.config.visibility)
-        box = disturb_box(Box.around(truth), rng)
-        last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)]))
         for seen, visible, state, mirrored in recorder.found:
             units = mirror if mirrored else slice(None)
             landmarks = fit_model.landmarks(state)
@@ -216,7 +211,7 @@ def read_expressions_of_views(
                 np.array([person]),
             )
             out.append(one)
-        watch(number + 1)
+        recorder.found.clear()
     if not out:
         raise BadDataset(f"no view of {dataset.storage.uri} could be fitted")
     return join_rows(out)
@@ -232,8 +227,8 @@ def fit_expression_correction(
     judged = readings.person % config.folds == 0
     if judged.all() or not judged.any():
         raise BadDataset("the views show too few people to learn the correction of expressions")
-    mean = _mean_descriptors(readings, ~judged)
     learned = ~judged
+    mean = _mean_descriptors(readings, learned)
     of_eyes = np.array([name.startswith(EYE_UNITS) for name in model.expression_names])
     units = len(of_eyes)
     landmarks = _train(
@@ -290,9 +285,8 @@ def _mean_descriptors(readings: ExpressionReadings, which: Bools) -> Floats:
 
 def _features(readings: ExpressionReadings, which: Bools, mean: Floats) -> Floats:
     """(N, points * channels) float32."""
-    away = readings.seen[which].astype(np.float32) - mean.astype(np.float32)
-    away *= readings.visible[which][..., None].astype(np.float32)
-    return away.reshape(len(away), -1)
+    seen, visible = (each[which].astype(np.float32) for each in (readings.seen, readings.visible))
+    return center_features(seen, visible, mean.astype(np.float32))
 
 
 @dataclass(frozen=True)

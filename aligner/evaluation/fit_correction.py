@@ -15,9 +15,8 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import VisibilityConfig
-from dff.aligner.detection import Detection
-from dff.aligner.evaluation.calibration import disturb_box
 from dff.aligner.evaluation.true_states import TrueStateConfig, find_true_states
+from dff.aligner.evaluation.view_fits import fit_views
 from dff.aligner.fitting.batch import join_rows
 from dff.aligner.fitting.change import (
     apply_change,
@@ -28,16 +27,14 @@ from dff.aligner.fitting.change import (
 from dff.aligner.fitting.correction import prepare_features, read_landmark_descriptors
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
 from dff.aligner.fitting.fitters import DenseFitter
-from dff.aligner.fitting.loop import last_fit
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import Visibility
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Int
 from dff.face.errors import BadDataset
-from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.least_squares import ridge
-from dff.infra.datasets.dataset import Dataset, spread_views
+from dff.infra.datasets.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -124,23 +121,20 @@ def measure_fits(
 
     ``fit_model``: in whose latent directions the changes are.
     """
-    rows = spread_views(dataset, config.views, split=None if every else "dev")
-    if len(rows) < config.fewest:
-        raise BadDataset(
-            f"{dataset.storage.uri} has {len(rows)} views to learn the correction of fits from; at "
-            f"least {config.fewest} are needed"
-        )
     fitter = DenseFitter(aligner.net, aligner.anchors, aligner.model, aligner.config)
+    recorder = fitter.corrector = _Recorder(fitter.fit_model, aligner.config.visibility)
     mirror = mirrored_latents(fit_model)
-    rng = np.random.default_rng(0)
-    people: dict[str, int] = {}
     out: list[FitErrors] = []
-    for number, row in enumerate(rows):
+    for row, person in fit_views(
+        fitter,
+        dataset,
+        most=config.views,
+        fewest=config.fewest,
+        every=every,
+        purpose="the correction of fits",
+        watch=watch,
+    ):
         truth = row.landmarks_3d.astype(np.float64)
-        box = disturb_box(Box.around(truth), rng)
-        person = people.setdefault(row.identity_id, len(people))
-        recorder = fitter.corrector = _Recorder(fitter.fit_model, aligner.config.visibility)
-        last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)]))
         for seen, visible, state, angle, mirrored in recorder.found:
             plain = replace(state, coefficients=state.coefficients[:, : len(fit_model.modes)])
             if nme_box(fit_model.landmarks(plain)[0], truth) > config.worst:
@@ -160,7 +154,7 @@ def measure_fits(
                 np.array([person]),
             )
             out.append(one)
-        watch(number + 1)
+        recorder.found.clear()
     if not out:
         raise BadDataset(f"no view of {dataset.storage.uri} could be fitted")
     return join_rows(out)

@@ -96,7 +96,7 @@ def read_landmark_descriptors(
 
 
 def center_features(seen: Floats, visible: Floats, mean: Floats) -> Floats:
-    """(B, 68 * D) features of (B, 68, D) descriptors: zero where landmarks are hidden."""
+    """(B, P * D) features of (B, P, D) descriptors: zero where points are hidden."""
     return np.asarray((seen - mean) * visible[..., None]).reshape(len(seen), -1)
 
 

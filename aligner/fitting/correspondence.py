@@ -87,32 +87,15 @@ def match_pixels(
     3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
     best one, since the mean of two distant points is far from both.
     """
-    b = len(descriptor)
-    out = Matches.none(b, pixels, candidates)
-    out.pitch[:] = stride
+    out = Matches.none(len(descriptor), pixels, candidates)
     rows = descriptor.transpose(0, 2, 3, 1)  # as the fast networks write them
     table = np.ascontiguousarray(anchors, dtype=np.float32)
     places = np.zeros((0, 3), np.float32) if place is None else place
-    for face in range(b):
-        chosen = choose_pixels(face_logit[face], pixels)
-        count = np.count_nonzero(face_logit[face] > 0.0)
-        _match_chosen(
-            _gather(rows[face], chosen),
-            face_logit[face],
-            chosen,
-            table,
-            sharpness,
-            no_match_cosine,
-            places,
-            candidate_radius,
-            float(stride),
-            out.anchor[face],
-            out.probability[face],
-            out.grid[face],
-            out.mask[face],
-        )
-        if count > pixels:
-            out.pitch[face] = stride * np.sqrt(count / pixels)
+    for face in range(len(out.pitch)):
+        logit = face_logit[face]
+        chosen = choose_pixels(logit, pixels)
+        limits = sharpness, no_match_cosine, places, candidate_radius
+        _match(out, face, _gather(rows[face], chosen), logit, chosen, table, *limits, stride)
     return out
 
 
@@ -135,24 +118,43 @@ def match_chosen_pixels(
     (N, D) ``descriptor`` of those that ``choose_pixels`` has ``chosen`` from (H, W) ``face_logit``.
     """
     out = Matches.none(1, pixels, candidates)
-    count = np.count_nonzero(face_logit > 0.0)
-    out.pitch[:] = stride * np.sqrt(max(count / pixels, 1.0))
+    table = np.ascontiguousarray(anchors, dtype=np.float32)
+    limits = sharpness, no_match_cosine, place, candidate_radius
+    _match(out, 0, descriptor, face_logit, chosen, table, *limits, stride)
+    return out
+
+
+def _match(
+    out: Matches,
+    face: int,
+    descriptor: Floats,
+    logit: Floats,
+    chosen: Ints,
+    table: Floats,
+    sharpness: float,
+    no_match_cosine: float,
+    place: Floats,
+    candidate_radius: float,
+    stride: float,
+) -> None:
+    """Fill the row of one face."""
+    share = np.count_nonzero(logit > 0.0) / out.mask.shape[1]  # of the face over what is matched
+    out.pitch[face] = stride * np.sqrt(max(share, 1.0))
     _match_chosen(
         descriptor,
-        face_logit,
+        logit,
         chosen,
-        np.ascontiguousarray(anchors, dtype=np.float32),
+        table,
         sharpness,
         no_match_cosine,
         place,
         candidate_radius,
         float(stride),
-        out.anchor[0],
-        out.probability[0],
-        out.grid[0],
-        out.mask[0],
+        out.anchor[face],
+        out.probability[face],
+        out.grid[face],
+        out.mask[face],
     )
-    return out
 
 
 def choose_pixels(face_logit: Floats, most: int) -> Ints:

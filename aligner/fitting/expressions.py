@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
-from dff.aligner.fitting.correction import sample_descriptors
+from dff.aligner.fitting.correction import center_features, sample_descriptors
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import Visibility
@@ -59,10 +59,10 @@ class LearnedExpressionCorrector:
         seen, visible = read_face_descriptors(
             self.fit_model, self.config, observation, state, visibility, mirrored=mirrored
         )
-        features = (seen - self.correction.mean) * visible[..., None]
+        features = center_features(seen, visible, self.correction.mean)
         fitted = read_expressions(self.fit_model, state).astype(np.float32)
         units = self.mirrored_units if mirrored else slice(None)
-        change = self.correction.change(features.reshape(len(seen), -1), fitted[:, units])
+        change = self.correction.change(features, fitted[:, units])
         return np.asarray(change[:, units], np.float64)
 
 

@@ -30,10 +30,11 @@ const folded = (title, rows) => make("details", "", make("summary", title), tabl
     return [[before + name, about], ...found.flatMap(([path, object]) => fieldsOf(object, `${before}${name}${path}.`))];
   });
   for (const [path, operations] of Object.entries(api.paths)) for (const [method, one] of Object.entries(operations)) {
-    const link = make("a", "", make("code", `${method.toUpperCase()} ${path}`));
+    const title = () => make("code", `${method.toUpperCase()} ${path}`);
+    const link = make("a", "", title());
     link.href = `#${one.operationId}`;
     document.getElementById("index").append(make("li", "", link));
-    const section = make("section", "", make("h2", "", make("code", `${method.toUpperCase()} ${path}`)), ...paragraphs(one.description || one.summary));
+    const section = make("section", "", make("h2", "", title()), ...paragraphs(one.description || one.summary));
     section.id = one.operationId;
     const form = resolve(one.requestBody?.content?.["multipart/form-data"]?.schema);
     const fields = Object.entries(form?.properties || {});
