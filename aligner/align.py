@@ -127,18 +127,21 @@ class Aligner:
         self.expression_correction = expression_correction
         # by the id of their fit model, with what they were made of
         self._reporters: dict[int, tuple[tuple[Any, ...], Reporter]] = {}
-        dense = DenseFitter(
-            net,
-            anchors,
-            model,
-            self.config,
-            fit_correction,
-            landmark_refinement,
-            expression_correction,
-        )
+        dense = self._dense_fitter(self.config)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
         self.detector = detector or self._build_detector(detector_net)
+
+    def _dense_fitter(self, config: AlignConfig) -> DenseFitter:
+        return DenseFitter(
+            self.net,
+            self.anchors,
+            self.model,
+            config,
+            self.fit_correction,
+            self.landmark_refinement,
+            self.expression_correction,
+        )
 
     def _build_detector(self, detector_net: FusedDetectorNet | None) -> FaceDetector:
         thorough = DescriptorDetector(
@@ -160,6 +163,8 @@ class Aligner:
         """
         raw = copy(self)
         raw.landmark_offsets, raw.pose_correction = LandmarkOffsets(), PoseCorrection()
+        raw.landmark_refinement = None
+        vars(raw).pop("patient_fitter", None)  # it was made with the refinement
         return raw.with_refiner(None)
 
     def with_refiner(self, refiner: Refiner | None) -> Self:
@@ -434,7 +439,7 @@ class Aligner:
         config = self.config
         if config.refit is not None:
             config = replace(config, passes=max(config.passes, config.refit.passes))
-        return DenseFitter(self.net, self.anchors, self.model, config, self.fit_correction)
+        return self._dense_fitter(config)
 
     def track(
         self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]
@@ -533,7 +538,12 @@ class Aligner:
     def multi_image_fitter(self) -> MultiImageFitter:
         """The fitter of several photos of one person; made when first used."""
         return MultiImageFitter(
-            self.net, self.anchors, self.model, self.config, multiple=self.multiple
+            self.net,
+            self.anchors,
+            self.model,
+            self.config,
+            self.expression_correction,
+            multiple=self.multiple,
         )
 
     def _align_photos_of_person(

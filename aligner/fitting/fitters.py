@@ -23,6 +23,7 @@ from dff.aligner.fitting.fit_model import (
     add_match_errors,
     build_fit_model,
 )
+from dff.aligner.fitting.loop import is_last_pass
 from dff.aligner.fitting.observation import (
     MirroredObserver,
     Observation,
@@ -149,8 +150,7 @@ class DenseFitter:
             )
             after = with_fields(after, refinement=moved)
         motion = np.where(seen.before.detected, np.inf, after.motion)
-        last = number + 1 == self.passes or self.early_stop(number, motion).any()
-        if self.expression_corrector is not None and last:
+        if self.expression_corrector is not None and is_last_pass(self, number, motion):
             expression = self.expression_corrector.correct(
                 observation, after.state, after.visibility, mirrored=which == 1
             )

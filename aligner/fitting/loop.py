@@ -63,6 +63,14 @@ class Pass:
     all_faces: FaceFit  # the current fits of all B faces
 
 
+def is_last_pass(fitter: Fitter, number: int, motion: Floats) -> bool:
+    """Whether some of the faces of pass ``number``, which moved by ``motion``, take no further one.
+
+    (B,) ``motion``: as ``Pass.motion``.
+    """
+    return number + 1 == fitter.passes or bool(fitter.early_stop(number, motion).any())
+
+
 def fit_passes(
     fitter: Fitter,
     images: Sequence[Bytes],

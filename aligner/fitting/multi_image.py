@@ -24,11 +24,14 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import AlignConfig, MultiImageConfig
 from dff.aligner.fitting.assessment import assess
+from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.correspondence import soft_correspondence
 from dff.aligner.fitting.crop import frame_faces
+from dff.aligner.fitting.expressions import ExpressionCorrector, LearnedExpressionCorrector
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.fitting.fitters import next_crops
+from dff.aligner.fitting.loop import is_last_pass
 from dff.aligner.fitting.observation import (
     Observation,
     Observer,
@@ -44,6 +47,7 @@ from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.expression_correction import ExpressionCorrection
 from dff.face.solve.gauss_newton import POSE, linearise
 from dff.face.solve.least_squares import damp, eliminate
 from dff.face.tta import TtaNetwork, TtaTransform
@@ -64,10 +68,14 @@ class MultiImageFitter:
         anchors: Anchors,
         model: MorphableModel,
         config: AlignConfig,
+        expression_correction: ExpressionCorrection | None = None,
         *,
         multiple: int,
     ) -> None:
-        """``multiple``: the sides of the network's input images are multiples of this."""
+        """``expression_correction``: of the activations of the last pass; by default none.
+
+        ``multiple``: the sides of the network's input images are multiples of this.
+        """
         self.config, self.passes = config, config.multi_image.passes
         self.fit_model = build_person_fit_model(
             model, anchors, config.fit_model, config.multi_image
@@ -80,6 +88,11 @@ class MultiImageFitter:
             describe_landmarks(anchors, self.fit_model.landmark_mean),
             config.observation,
         )
+        self.expression_corrector: ExpressionCorrector | None = None
+        if expression_correction is not None:
+            self.expression_corrector = LearnedExpressionCorrector(
+                self.fit_model, expression_correction, config.visibility
+            )
 
     def without_photometric(self) -> Self:
         """The same fitter with soft correspondences alone."""
@@ -127,6 +140,12 @@ class MultiImageFitter:
             )
             state = self._accept(found, state, face_size)
         after = assess(fit_model, self.observer, observation, before, state, config.visibility)
+        motion = np.where(seen.before.detected, np.inf, after.motion)
+        if self.expression_corrector is not None and is_last_pass(self, number, motion):
+            expression = self.expression_corrector.correct(
+                observation, after.state, after.visibility, mirrored=False
+            )
+            after = with_fields(after, expression=expression)
         return seen.join(after)
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
