@@ -24,7 +24,13 @@ from dff.aligner.confidence import (
     Calibration,
 )
 from dff.aligner.config import AlignConfig, DetectorConfig
-from dff.aligner.detection import Detection, FaceDetector, overlap, same_face
+from dff.aligner.detection import (
+    Detection,
+    FaceDetector,
+    Search,
+    overlap,
+    same_face,
+)
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.assessment import average_fits
@@ -63,7 +69,7 @@ REPORTERS = 8  # that an aligner keeps, at most: one takes as long as a fifteent
 class LaterSearch:
     """A search of the photos in which those before found too little."""
 
-    find: Callable[[Bytes], list[Detection]]
+    find: Callable[[Bytes], Search[list[Detection]]]
     # whether a photo is searched, of whose detections these are the fits and the accepted faces
     is_due: Callable[[Fits, Sequence[Alignment]], bool]
     upright: bool = True
@@ -265,9 +271,8 @@ class Aligner:
         """``align_batch`` as a generator that returns its value and yields between steps.
 
         It yields requests to align at most so many ``faces``, which are answered by
-        ``align_requests``, and None before it searches another image or searches one again. A
-        server can do other work in between, and answer several requests at once. Raises as
-        ``align_batch``.
+        ``align_requests``, and None between the steps of searches and of second fits. A server can
+        do other work in between, and answer several requests at once. Raises as ``align_batch``.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
@@ -278,7 +283,8 @@ class Aligner:
         for i, (image, some) in enumerate(zip(images, asked, strict=True)):
             if i > 0 and some is None:
                 yield None
-            detections += [(i, detection) for detection in self._detect(image, some)]
+            found = yield from self._detect(image, some)
+            detections += [(i, detection) for detection in found]
         given = [some is not None for some in asked]
         fits = yield from self._align_faces(images, detections, given, faces)
         fits = [some if given[i] else self._confirm_fits(some) for i, some in enumerate(fits)]
@@ -297,17 +303,19 @@ class Aligner:
             more: list[tuple[int, Detection]] = []
             for i in unsure:
                 yield None
-                more += [(i, found) for found in search.find(images[i])]
+                found = yield from search.find(images[i])
+                more += [(i, detection) for detection in found]
             second = yield from self._align_faces(images, more, given, faces)
-            for i, found in enumerate(second):
-                later = self._confirm_fits(found) if search.upright else found
+            for i, fitted in enumerate(second):
+                later = self._confirm_fits(fitted) if search.upright else fitted
                 if search.upright:
                     fits[i] += later
                 failed[i] += [face for _, face in later if face.failed]
                 out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
         for i, fitted in enumerate(fits):
-            refits = [] if given[i] else self._refit(images[i], fitted, out[i])
-            out[i] = _accepted(out[i] + refits) if refits else out[i]
+            if not given[i]:
+                refits = yield from self._refit(images[i], fitted, out[i])
+                out[i] = _accepted(out[i] + refits) if refits else out[i]
         return [FoundFaces(some, failed[i]) for i, some in enumerate(out)]
 
     def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
@@ -335,10 +343,13 @@ class Aligner:
             yield LaterSearch(self._detect_turned, _is_unsure, upright=False)
 
     def _is_unfounded(self, fits: Fits, accepted: Sequence[Alignment]) -> bool:
-        """Whether the faces for whose sake a thorough search was left out are none."""
+        """Whether the faces for whose sake a thorough search was left out are none.
+
+        Where it was left out, ``find`` has answered at least one of these.
+        """
         sure = self.config.centre_detector.sure
-        relied_on = [face for detection, face in fits if detection.score >= sure]
-        return all(face.failed for face in relied_on or accepted)
+        relied_on = [face.failed for detection, face in fits if detection.score >= sure]
+        return bool(relied_on) and all(relied_on)
 
     def _align_faces(
         self,
@@ -401,7 +412,7 @@ class Aligner:
         image: Bytes,
         fits: Fits,
         known: Sequence[Alignment],
-    ) -> list[Alignment]:
+    ) -> Steps[list[Alignment]]:
         """The fits from other starts and in more passes of likely faces whose fits were rejected.
 
         ``fits``: the detections and their fits. ``known``: the faces of the image so far.
@@ -430,7 +441,8 @@ class Aligner:
         if not starts:
             return []
         fitter = self.patient_fitter
-        found = self._align(fitter, [image] * len(starts), boxes, fitter.begin(starts))
+        images = [image] * len(starts)
+        found = yield from self._align_in_steps(fitter, images, boxes, fitter.begin(starts))
         return self._confirm(found, [detection for detection, _ in fits])
 
     @cached_property
@@ -559,12 +571,15 @@ class Aligner:
             found = yield from self._align_in_steps(dense, [*images.values()], boxes, start)
         return dict(zip(alone, found, strict=True))
 
-    def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> list[Detection]:
-        if boxes is None:
-            return self.detector.find(image)
-        return [Detection(check_box(box, image), given=True) for box in boxes]
+    def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> Search[list[Detection]]:
+        if boxes is not None:
+            return [Detection(check_box(box, image), given=True) for box in boxes]
+        if isinstance(self.detector, DescriptorDetector | StagedDetector):
+            found = yield from self.detector.find_in_steps(image)
+            return found
+        return self.detector.find(image)
 
-    def _detect_turned(self, image: Bytes) -> list[Detection]:
+    def _detect_turned(self, image: Bytes) -> Search[list[Detection]]:
         """Detections in three quarter turns of a photo, in pixels of the photo."""
         height, width = image.shape[:2]
         shrink = self.config.detector.longest / max(height, width)
@@ -577,7 +592,10 @@ class Aligner:
         if isinstance(self.detector, StagedDetector):
             found = [self.detector.find_sure(one) for one in turned]
         if not any(found):
-            found = [self.detector.find(one) for one in turned]
+            found = []
+            for one in turned:
+                some = yield from self._detect(one, None)
+                found.append(some)
         return [
             detection.turned_back(turns, image.shape).in_photo(scale)
             for turns, some in enumerate(found, start=1)

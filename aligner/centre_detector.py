@@ -20,7 +20,16 @@ import numpy as np
 from scipy.special import expit, logit
 
 from dff.aligner.config import CentreDetectorConfig
-from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct, overlap, same_face
+from dff.aligner.detection import (
+    INSIDE,
+    OVERLAP,
+    Detection,
+    Search,
+    distinct,
+    overlap,
+    same_face,
+    search_to_end,
+)
 from dff.aligner.detector import DescriptorDetector, pad_to_multiple
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Bytes, Floats
@@ -51,7 +60,14 @@ class CentreDetector:
         show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered, and
         from ``least_large`` on those about as large as the largest sure face, or larger.
         """
-        pyramid = [*self._levels(image)]
+        return search_to_end(self.find_in_steps(image))
+
+    def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
+        """``find`` in steps: each shrinks the photo to a level, or searches the levels."""
+        pyramid = []
+        for level in self._levels(image):
+            pyramid.append(level)
+            yield
         first = pyramid if self.config.all_levels else pyramid[1:]
         parts = [self._search(level, scale) for level, scale in first]
         if len(first) < len(pyramid) and not self._is_settled(parts):
@@ -228,15 +244,24 @@ class StagedDetector:
 
     def find(self, image: Bytes) -> list[Detection]:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
-        found = self.quick.find(image)
-        if self._is_conclusive(found, image):
-            sure, most = self._sure(found), self.config.verified
-            more = self._verify(found, image, most + len(sure) - 1 if most else 0)
-            return _with_rivals(distinct([*sure, *more]), sure)
-        alone = [] if self._sure(found) else self._verify(found, image, self.config.verified_alone)
-        return distinct(alone or [*self._sure(found), *self._find_thoroughly(found, image)])
+        return search_to_end(self.find_in_steps(image))
 
-    def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
+    def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
+        """``find`` in the steps of both detectors, and one for each face that is verified."""
+        found = yield from self.quick.find_in_steps(image)
+        sure = self._sure(found)
+        if self._is_conclusive(found, image):
+            most = self.config.verified
+            more = yield from self._verify(found, image, most + len(sure) - 1 if most else 0)
+            return _with_rivals(distinct([*sure, *more]), sure)
+        if not sure:
+            alone = yield from self._verify(found, image, self.config.verified_alone)
+            if alone:
+                return distinct(alone)
+        thorough = yield from self._find_thoroughly(found, image)
+        return distinct([*sure, *thorough])
+
+    def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> Search[list[Detection]]:
         """The confident detections of the thorough search, and those ``found`` by the quick one.
 
         In tiles, unsure ones that the quick search sees there, too.
@@ -250,9 +275,10 @@ class StagedDetector:
                 self.quick.sees(one.box, image, size) for size in config.seen_sizes
             )
 
+        everything = yield from self.thorough.find_in_steps(image)
         return [
             one
-            for one in self.thorough.find(image)
+            for one in everything
             if one.score >= least
             or any(same_face(one.box, other.box) for other in found)
             or (tiled and seen_in_tile(one))
@@ -262,13 +288,16 @@ class StagedDetector:
         """The confident detections of the quick search."""
         return self._sure(self.quick.find(image))
 
-    def find_what_was_left_out(self, image: Bytes) -> list[Detection]:
+    def find_what_was_left_out(self, image: Bytes) -> Search[list[Detection]]:
         """Faces of the thorough search of the whole photo, where ``find`` left it out; else none.
 
         For photos in which none of the faces that it found is one.
         """
-        left_out = self._is_conclusive(self.quick.find(image), image)
-        return self.thorough.find(image) if left_out else []
+        found = yield from self.quick.find_in_steps(image)
+        if not self._is_conclusive(found, image):
+            return []
+        everything = yield from self.thorough.find_in_steps(image)
+        return everything
 
     def _is_conclusive(self, found: Sequence[Detection], image: Bytes) -> bool:
         """Whether a quick search found a confident face and saw all that a thorough one would."""
@@ -277,7 +306,9 @@ class StagedDetector:
     def _sure(self, found: Sequence[Detection]) -> list[Detection]:
         return [one for one in found if one.score >= self.config.sure]
 
-    def _verify(self, found: Sequence[Detection], image: Bytes, most: int) -> list[Detection]:
+    def _verify(
+        self, found: Sequence[Detection], image: Bytes, most: int
+    ) -> Search[list[Detection]]:
         """Detections of the thorough detector around uncertain detections of the quick one.
 
         Around ``most`` of the likeliest, and as many of those that are answered for their size. The
@@ -303,6 +334,7 @@ class StagedDetector:
         likely.sort(key=lambda one: (-one.score, -one.box.size))
         less_likely = [one for one in large if one.score < least and one is not kept]
         for one in [*likely[:most], *less_likely[:most]]:
+            yield
             level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings
             )

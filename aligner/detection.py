@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.solve.gauss_newton import FaceState
+
+T = TypeVar("T")
 
 OVERLAP = 0.3  # intersection over union from which two boxes are one face
 INSIDE = 0.7  # share of the smaller box within the larger from which they are one face
@@ -59,6 +61,20 @@ class FaceDetector(Protocol):
     def find(self, image: Bytes) -> list[Detection]:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
         ...
+
+
+Search: TypeAlias = Generator[None, None, T]
+"""A search in steps, between which a server can do other work."""
+
+
+def search_to_end(search: Search[T]) -> T:
+    """What a search returns, without a pause between its steps."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 def distinct(detections: Sequence[Detection]) -> list[Detection]:

@@ -20,7 +20,15 @@ import numba
 import numpy as np
 
 from dff.aligner.config import DetectorConfig
-from dff.aligner.detection import OVERLAP, Detection, distinct, overlap, same_face
+from dff.aligner.detection import (
+    OVERLAP,
+    Detection,
+    Search,
+    distinct,
+    overlap,
+    same_face,
+    search_to_end,
+)
 from dff.aligner.fitting.correspondence import match_pixels, soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
@@ -100,10 +108,14 @@ class DescriptorDetector:
         found in a photo of 24 million pixels). That takes 0.6 to 0.9 s of a CPU core for each
         million pixels, and memory for one tile at a time.
         """
-        found, seen = self._search_whole(image)
+        return search_to_end(self.find_in_steps(image))
+
+    def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
+        """``find`` in steps: each shrinks the photo to a level, or searches a level or a tile."""
+        found, seen = yield from self._search_whole(image)
         if max(image.shape[:2]) <= self.config.untiled:
             return found
-        more = self._search_tiles(image, found, seen)
+        more = yield from self._search_tiles(image, found, seen)
         return distinct([*found, *(one for one in more if not _known(one, found))])
 
     def find_on_level(self, level: Bytes, pixels: int) -> list[Detection]:
@@ -113,22 +125,25 @@ class DescriptorDetector:
         """
         return distinct(self._search_level(level, pixels)[0])
 
-    def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
+    def _search_whole(self, image: Bytes) -> Search[tuple[list[Detection], FacePixels]]:
         """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
 
         Without ``all_levels`` the finest level, which costs most, is left out where sharp and
         likely faces explain all face pixels of the level before.
         """
         config = self.config
-        pyramid = list(levels(image, config, self.multiple))
-        coarse, seen = self._search_levels(pyramid[1:])
+        pyramid = []
+        for level in levels(image, config, self.multiple):
+            pyramid.append(level)
+            yield
+        coarse, seen = yield from self._search_levels(pyramid[1:])
         if seen and coarse and not config.all_levels:
             found, sharp = distinct(coarse), config.sharp * pyramid[1][1].max()
             if all(one.box.size >= sharp and one.score >= config.likely for one in found) and (
                 unexplained(seen, found, image.shape, config) is None
             ):
                 return found, seen
-        more, finest = self._search_levels(pyramid[:1])
+        more, finest = yield from self._search_levels(pyramid[:1])
         assert finest is not None
         found = distinct([*more, *coarse])
         if max(image.shape[:2]) >= config.second_search:
@@ -136,20 +151,22 @@ class DescriptorDetector:
         part = unexplained(finest, found, image.shape, config) if found else (slice(None),) * 2
         if part is None:
             return found, finest
+        yield
         larger = replace(config, enlarged=config.second_search)
-        level, scale = next(levels(image[part], larger, self.multiple))
+        enlarged, scale = next(levels(image[part], larger, self.multiple))
         corner = np.array([part[1].start or 0, part[0].start or 0])
-        more = [one.in_photo(scale, corner) for one in self._search_level(level)[0]]
+        more = [one.in_photo(scale, corner) for one in self._search_level(enlarged)[0]]
         found += [one for one in more if beside(one.box.centre[None], found, config).all()]
         return distinct(found), finest
 
     def _search_levels(
         self, pyramid: Sequence[tuple[Bytes, Floats]]
-    ) -> tuple[list[Detection], FacePixels | None]:
+    ) -> Search[tuple[list[Detection], FacePixels | None]]:
         """Detections on some ``levels``, and the face pixels of the first of them."""
         found: list[Detection] = []
         first: FacePixels | None = None
         for level, scale in pyramid:
+            yield
             some, seen = self._search_level(level)
             found += [one.in_photo(scale) for one in some]
             first = first or seen.in_photo(scale)
@@ -157,7 +174,7 @@ class DescriptorDetector:
 
     def _search_tiles(
         self, image: Bytes, found: Sequence[Detection], seen: FacePixels
-    ) -> list[Detection]:
+    ) -> Search[list[Detection]]:
         """Faces of at most a tile overlap, in the tiles of every level above ``untiled``.
 
         The finest level costs most. It is searched only where the level before, on which the
@@ -182,6 +199,7 @@ class DescriptorDetector:
                 parts = [part for part in parts if _inside(unknown, part).any()]
             coarser = []
             for part in parts:
+                yield
                 some, face = self._search_tile(level, part)
                 more += [one.in_photo(scale) for one in some]
                 coarser.append(face.px * scale)

@@ -77,12 +77,13 @@ class Call:
     def expect(self, unit: float) -> float:
         """Seconds that it still takes, where a face takes ``unit``.
 
-        A call of unknown length is expected to take as long again as it has taken.
+        A call of unknown length, or one that has taken longer than expected, is expected to take as
+        long again as it has taken.
         """
-        if self.job is not None and not self.begun:
-            return self.job.expected
         if self.job is not None and self.request is not None:
             return unit * (self.faces + self.request.left)
+        if self.job is not None and self.seconds < self.job.expected:
+            return max(self.job.expected - self.seconds, unit)
         return max(self.seconds, unit)
 
     @property
@@ -134,10 +135,11 @@ class Scheduler:
     busy with other requests. Both share what is queued, under a lock.
 
     Photos are aligned in steps. The next step is of the photo that is expected to be finished
-    soonest: before its search by its size, then by the number of its faces; long waiting makes up
-    for some of this. So photos of many faces, of which the number is not known before, large ones
-    and long calls of another kind delay a small photo by a step. The last faces of several photos
-    share a step, for which they wait only where further photos do.
+    soonest: before and during its search by its size, then by the number of its faces; long waiting
+    makes up for some of this. So photos of many faces, of which the number is not known before,
+    large ones and long calls of another kind delay a small photo by a step. Shorter steps than a
+    face takes are run together, so that a small photo is searched in one. The last faces of several
+    photos share a step, for which they wait only where further photos do.
     """
 
     def __init__(
@@ -333,6 +335,8 @@ class Scheduler:
         if faces := sum(call.faces for call in calls):
             calls[0].measures.steps.append(faces)
         results = _step(calls)
+        while results == [None] and self._clock() - started < self.durations.unit:
+            results = [_send(calls[0].steps, None)]
         share = (self._clock() - started) / len(calls)
         with self._lock:
             for call, result in zip(calls, results, strict=True):

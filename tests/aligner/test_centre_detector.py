@@ -12,12 +12,13 @@ import pytest
 from dff.aligner.align import Aligner
 from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.config import CentreDetectorConfig, DetectorConfig
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search, search_to_end
 from dff.face.arrays import Bytes, Floats
 from dff.face.detector_net import DETECTOR_CHANNELS, DETECTOR_STRIDE, UNIT
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.solve.gauss_newton import project
+from tests.aligner.known_aligner import in_one_step
 
 FACE = 40.0  # pixels at which a marker is seen as a face
 THRESHOLDS = CentreDetectorConfig(sure=0.5, least=0.4, least_large=0.25, unsharp_score=0.49)
@@ -120,9 +121,9 @@ class Thorough:
         self.score = 0.3
         self.searched: list[tuple[int, ...]] = []
 
-    def find(self, image: Bytes) -> list[Detection]:
+    def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
         self.searched.append(image.shape[:2])
-        return [Detection(Box(300, 200, 340, 240), self.score)]
+        return in_one_step([Detection(Box(300, 200, 340, 240), self.score)])
 
     def find_on_level(self, level: Bytes, pixels: int) -> list[Detection]:
         self.searched.append(level.shape[:2])
@@ -142,7 +143,7 @@ def test_a_sure_face_needs_no_thorough_search(oracle_aligner: Aligner) -> None:
     (found,) = detector.find(photo)
     assert found.score > 0.85
     assert thorough.searched == []
-    assert len(detector.find_what_was_left_out(photo)) == 1
+    assert len(search_to_end(detector.find_what_was_left_out(photo))) == 1
     assert thorough.searched == [photo.shape[:2]]
 
 
@@ -168,7 +169,7 @@ def test_what_the_thorough_search_is_unsure_of_in_tiles_the_quick_one_must_see_t
     photo = photo_with(height=320, width=448)
     photo[200:240, 300:340, 0] = round(255 * probability)
     detector.quick.config = replace(detector.quick.config, longest=64, coarsest=64)
-    detector.quick.find = lambda image: []  # type: ignore[method-assign]
+    detector.quick.find_in_steps = lambda image: in_one_step([])  # type: ignore[method-assign]
     assert (len(detector.find(photo)) == 1) is answered
 
 
@@ -179,7 +180,7 @@ def test_an_unsure_photo_is_searched_thoroughly(oracle_aligner: Aligner) -> None
         (found,) = detector.find(photo)
         assert found.score == pytest.approx(0.3)
         assert thorough.searched == [photo.shape[:2]]
-        assert detector.find_what_was_left_out(photo) == []
+        assert search_to_end(detector.find_what_was_left_out(photo)) == []
     large = photo_with((96, 160, 0.9))
     thorough.config = DetectorConfig(longest=256, untiled=400)  # searches this photo in tiles
     thorough.searched.clear()
@@ -212,7 +213,7 @@ def test_of_unsure_faces_alike_the_largest_are_verified(oracle_aligner: Aligner)
     found = [Detection(Box(0, 0, 60, 60), 0.9)]
     found += [Detection(Box(100, 60 * i, 100 + s, 60 * i + s), 0.45) for i, s in enumerate(sizes)]
     detector.config = replace(detector.config, large=9.0)
-    detector.quick = SimpleNamespace(find=lambda image: found)  # type: ignore[assignment]
+    detector.quick = SimpleNamespace(find_in_steps=lambda image: in_one_step(found))  # type: ignore[assignment]
     again = detector.find(np.zeros((400, 400, 3), np.uint8))
     rows = sorted(int(one.box.centre[1] // 60) for one in again if one.box.x0 > 60)
     assert len(thorough.searched) == 3

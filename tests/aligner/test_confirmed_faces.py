@@ -12,9 +12,10 @@ import pytest
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.centre_detector import StagedDetector
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
+from tests.aligner.known_aligner import in_one_step
 from tests.aligner.oracle import PositionCode, make_scene
 
 
@@ -24,11 +25,11 @@ class KnownSearch(StagedDetector):
     def __init__(self, *found: Detection) -> None:
         self.found = [*found]
 
-    def find(self, image: Any) -> list[Detection]:
-        return self.found
+    def find_in_steps(self, image: Any) -> Search[list[Detection]]:
+        return in_one_step(self.found)
 
-    def find_what_was_left_out(self, image: Any) -> list[Detection]:
-        return []
+    def find_what_was_left_out(self, image: Any) -> Search[list[Detection]]:
+        return in_one_step([])
 
 
 @pytest.fixture
@@ -96,6 +97,6 @@ def test_what_is_seen_in_a_turned_photo_is_not_confirmed(
     aligner = copy(oracle_aligner)
     aligner.config = replace(aligner.config, quarter_turns=True)
     aligner.detector = KnownSearch()
-    aligner._detect_turned = lambda image: [Detection(box, 0.7)]  # type: ignore[method-assign]
+    aligner._detect_turned = lambda image: in_one_step([Detection(box, 0.7)])  # type: ignore[method-assign]
     aligner._align = lambda *_, **__: [refused]  # type: ignore[method-assign, assignment]
     assert aligner.align(np.zeros((200, 200, 3), np.uint8)) == []

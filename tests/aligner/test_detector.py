@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
@@ -17,7 +18,14 @@ from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment, CalibrationFeatures
 from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.config import DetectorConfig
-from dff.aligner.detection import Detection, distinct, overlap, same_face
+from dff.aligner.detection import (
+    Detection,
+    Search,
+    distinct,
+    overlap,
+    same_face,
+    search_to_end,
+)
 from dff.aligner.detector import DescriptorDetector, FacePixels, levels, tiles, unexplained
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
@@ -26,7 +34,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState
 from dff.infra.photos.images import decode
 from dff.infra.photos.landmark_files import parse_mat, parse_pts
-from tests.aligner.known_aligner import known_alignment
+from tests.aligner.known_aligner import in_one_step, known_alignment
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 
@@ -195,7 +203,7 @@ def test_faces_of_photos_are_found_where_the_landmarks_are(shared: Path, shipped
     meetings, in_the_end = [], []
     for image, truth in photos(shared):
         first = [overlap(corners(one.box), corners(truth)) for one in detector.find(image)]
-        left_out = detector.find_what_was_left_out(image)
+        left_out = search_to_end(detector.find_what_was_left_out(image))
         later = [overlap(corners(one.box), corners(truth)) for one in left_out]
         meetings.append(max(first, default=0.0))
         in_the_end.append(max([*first, *later], default=0.0))
@@ -345,6 +353,19 @@ def test_small_faces_of_a_large_photo_are_found(
     assert oracle_aligner.config.quarter_turns
 
 
+def test_a_large_photo_without_a_face_is_searched_in_short_steps(shipped: Aligner) -> None:
+    """A level at a time: a server answers other photos between them."""
+    photo = np.full((6000, 6000, 3), 128, np.uint8)
+    detector = shipped.with_quick_search().detector
+    assert isinstance(detector, StagedDetector)
+    assert detector.find(photo) == []  # all kernels are loaded
+    before, seconds = time.thread_time(), []
+    for _ in detector.find_in_steps(photo):
+        before, began = time.thread_time(), before
+        seconds.append(before - began)
+    assert max(seconds) < 0.4 * sum(seconds), seconds
+
+
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_face_in_a_turned_photo_is_found_where_it_is(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, turns: int
@@ -388,9 +409,9 @@ def test_a_photo_with_an_unsure_face_is_searched_in_quarter_turns(
     aligner = copy(oracle_aligner)
     turned: list[int] = []
 
-    def search_turned(image: Bytes) -> list[Detection]:
+    def search_turned(image: Bytes) -> Search[list[Detection]]:
         turned.append(image.shape[0])
-        return [Detection(Box(20, 20, 60, 60), 0.5)]
+        return in_one_step([Detection(Box(20, 20, 60, 60), 0.5)])
 
     def align_faces(images, faces_of, given, step):  # type: ignore[no-untyped-def]
         out: list[list[tuple[Detection, Alignment]]] = [[] for _ in images]
@@ -402,7 +423,9 @@ def test_a_photo_with_an_unsure_face_is_searched_in_quarter_turns(
 
     monkeypatch.setattr(aligner, "_detect_turned", search_turned)
     monkeypatch.setattr(aligner, "_align_faces", align_faces)
-    monkeypatch.setattr(aligner, "_detect", lambda *_: [Detection(Box(20, 20, 60, 60))])
+    monkeypatch.setattr(
+        aligner, "_detect", lambda *_: in_one_step([Detection(Box(20, 20, 60, 60))])
+    )
     for confidence, searched in ((0.64, True), (0.8, False)):
         turned.clear()
         faces["upright"] = replace(sure_face, face_confidence=confidence, failed=False)

@@ -17,14 +17,14 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.config import RefitConfig
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search
 from dff.aligner.found_faces import describe_missing_face, describe_refused
 from dff.aligner.matching.matcher import Matcher
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
 from dff.files.alignments import align_files
 from dff.files.labels import find_landmarks
-from tests.aligner.known_aligner import known_alignment
+from tests.aligner.known_aligner import in_one_step, known_alignment
 
 FACE, BESIDE = Box(40, 40, 100, 100), Box(220, 40, 280, 100)
 SMALL, LARGE = Box(220, 40, 240, 60), Box(150, 40, 390, 280)
@@ -60,7 +60,7 @@ def aligner_with(
     changed.detector = SimpleNamespace(find=lambda image: found)  # type: ignore[assignment]
     changed.config = replace(aligner.config, quarter_turns=False)
     fits = Fits(changed, usual, patient)
-    changed._align = fits  # type: ignore[method-assign, assignment]
+    changed._align_in_steps = lambda *args, **named: in_one_step(fits(*args, **named))  # type: ignore[method-assign]
     return changed, fits
 
 
@@ -117,12 +117,12 @@ class KnownSearches(StagedDetector):
     def __init__(self, first: dict[Box, float], left_out: dict[Box, float]) -> None:
         self.first, self.left_out, self.searched = first, left_out, 0
 
-    def find(self, image: Any) -> list[Detection]:
-        return [Detection(box, score) for box, score in self.first.items()]
+    def find_in_steps(self, image: Any) -> Search[list[Detection]]:
+        return in_one_step([Detection(box, score) for box, score in self.first.items()])
 
-    def find_what_was_left_out(self, image: Any) -> list[Detection]:
+    def find_what_was_left_out(self, image: Any) -> Search[list[Detection]]:
         self.searched += 1
-        return [Detection(box, score) for box, score in self.left_out.items()]
+        return in_one_step([Detection(box, score) for box, score in self.left_out.items()])
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,9 @@ class KnownSearches(StagedDetector):
         ({BESIDE: 0.6, SMALL: 0.3}, {BESIDE: 0.01, SMALL: 0.9, FACE: 0.9}, [SMALL, FACE]),
         ({BESIDE: 0.6, SMALL: 0.7}, {BESIDE: 0.9, SMALL: 0.01, FACE: 0.9}, [BESIDE]),
         ({BESIDE: 0.3}, {BESIDE: 0.9, FACE: 0.9}, [BESIDE]),
+        ({}, {FACE: 0.9}, []),  # the thorough search has seen nothing
     ],
-    ids=["refit", "found", "refused beside another", "refused beside a sure one", "unsure"],
+    ids=["refit", "found", "refused beside another", "refused beside a sure one", "unsure", "none"],
 )
 def test_a_photo_is_searched_again_where_the_face_that_ended_its_search_is_none(
     oracle_aligner: Aligner, first: dict[Box, float], usual: dict[Box, float], found: list[Box]
@@ -150,7 +151,7 @@ def test_a_photo_is_searched_again_where_the_face_that_ended_its_search_is_none(
 def test_turned_photos_are_not_fitted_again(oracle_aligner: Aligner) -> None:
     aligner, fits = aligner_with(oracle_aligner, {}, {FACE: 0.3}, 0.8)
     aligner.config = replace(aligner.config, quarter_turns=True)
-    aligner._detect_turned = lambda image: [Detection(FACE, 0.6)]  # type: ignore[method-assign]
+    aligner._detect_turned = lambda image: in_one_step([Detection(FACE, 0.6)])  # type: ignore[method-assign]
     assert aligner.align(PHOTO) == []
     assert fits.repeated == 0
 

@@ -42,12 +42,16 @@ class Stepping(KnownAligner):
         self.batches: list[int] = []  # faces that were aligned in one step
         self.pace = 1.0  # times STEP that a step takes
         self.faces = FACES  # by shape of the photo
+        self.searches: dict[tuple[int, ...], int] = {}  # steps of a search, where not one
 
     def align_in_steps(
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None, *, faces: int
     ) -> Steps[list[list[Alignment]]]:
         (image,) = images
         number = self.faces[image.shape]
+        for _ in range(self.searches.get(image.shape, 1) - 1):
+            self.spend(image)
+            yield None
         self.spend(image)
         face = Detection(Box(1, 1, 50, 50), 1.0)
         for begin in range(0, number, faces):
@@ -165,6 +169,48 @@ def test_faces_of_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
     asyncio.run(run(9))
     assert sum(aligner.batches) == 9
     assert aligner.batches[:2] == [2, 2]
+
+
+def test_faces_share_steps_after_searches_in_short_steps(toy_model: MorphableModel) -> None:
+    """Such steps are run together: a photo's face would not wait for another search in several."""
+    aligner, scheduler = make(toy_model, step=2)
+    aligner.searches = {SMALL.shape: 4}
+    scheduler.durations.unit = 6 * STEP
+
+    async def run() -> None:
+        await asyncio.gather(*(scheduler.align((SMALL, None)) for _ in range(9)))
+
+    asyncio.run(run())
+    assert sum(aligner.batches) == 9
+    assert aligner.batches[:2] == [2, 2]
+
+
+@pytest.mark.parametrize(("unit", "photos"), [(0.5, 8), (1.5, 8), (6.0, 1)])
+def test_the_search_of_a_large_photo_holds_no_small_one(
+    toy_model: MorphableModel, unit: float, photos: int
+) -> None:
+    """Whether it takes more or less time than its size lets expect. ``unit``: in steps."""
+    aligner, scheduler = make(toy_model)
+    aligner.faces = {SMALL.shape: 1, LARGE.shape: 0}
+    aligner.searches = {LARGE.shape: 40}
+
+    async def run() -> list[float]:
+        scheduler.durations.unit = unit * STEP
+        large = asyncio.create_task(scheduler.align((LARGE, None)))
+        waited = []
+        for _ in range(photos):
+            before = aligner.now
+            while aligner.now == before:
+                await asyncio.sleep(0)
+            scheduler.durations.unit, before = unit * STEP, aligner.now
+            await scheduler.align((SMALL, None))
+            waited.append((aligner.now - before) / STEP)
+        assert not large.done()
+        assert await large == []
+        return waited
+
+    # steps of the search that are run together, then its own two
+    assert max(asyncio.run(run())) < math.ceil(unit) + 2.5
 
 
 def test_photos_of_two_faces_share_steps_and_crowds_do_not(toy_model: MorphableModel) -> None:
