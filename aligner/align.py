@@ -554,6 +554,7 @@ class Aligner:
             self.anchors,
             self.model,
             self.config,
+            self.fit_correction,
             self.expression_correction,
             multiple=self.multiple,
         )

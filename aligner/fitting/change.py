@@ -47,15 +47,32 @@ def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floa
     return out
 
 
+def in_photo(change: Floats, angle: Floats, face_size: Floats) -> Floats:
+    """(B, 6 + P) a ``change_between`` as a Gauss-Newton step: axes of the photo, motion in pixels.
+
+    (B,) ``angle`` of the crops, radians, and ``face_size``, pixels.
+    """
+    steps = np.array(change, np.float64, order="C")
+    _turn_steps(steps, angle, face_size)
+    return steps
+
+
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _move(steps, angle, face_size, scale, rotation, centre, coefficients):  # type: ignore[no-untyped-def]
     """Move the states by (B, 6 + P) ``steps`` in the axes of the crops, which are overwritten."""
+    _turn_steps(steps, angle, face_size)
+    for i in range(len(steps)):
+        kernels.move_by(steps[i], face_size[i], i, scale, rotation, centre, coefficients)
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _turn_steps(steps, angle, face_size):  # type: ignore[no-untyped-def]
+    """Turn (B, 6 + P) ``steps`` from the axes of the crops to those of the photos, in pixels."""
     for i in range(len(steps)):
         step, c, s = steps[i], np.cos(angle[i]), np.sin(angle[i])
         for at, unit in ((1, 1.0), (4, face_size[i])):
             x, y = step[at], step[at + 1]
             step[at], step[at + 1] = (c * x - s * y) * unit, (s * x + c * y) * unit
-        kernels.move_by(step, face_size[i], i, scale, rotation, centre, coefficients)
 
 
 def mirror_change(change: Floats, mirrored_latents: Floats) -> Floats:

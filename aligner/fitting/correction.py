@@ -65,15 +65,29 @@ class LinearCorrector:
         self, observation: Observation, state: FitState, visibility: Visibility, *, mirrored: bool
     ) -> FitState:
         """As ``Corrector.correct``."""
-        seen, visible = read_landmark_descriptors(
-            self.fit_model, self.config, observation, state, visibility, mirrored=mirrored
-        )
-        rows = center_features(seen, visible, self.correction.mean)
-        change = rows.astype(np.float32) @ self.weight + self.offset
+        change = self.predict(observation, state, visibility, mirrored=mirrored)
         if mirrored:
             change = mirror_change(change, self.mirrored_latents)
         size = self.fit_model.face_size(state)
         return apply_change(state, change, observation.crops.angle, size)
+
+    def predict(
+        self,
+        observation: Observation,
+        state: FitState,
+        visibility: Visibility,
+        *,
+        mirrored: bool = False,
+    ) -> Floats:
+        """(B, 6 + P) changes that the fits still miss, as of ``change_between``.
+
+        Of the mirrored faces where the network saw the ``mirrored`` crops.
+        """
+        seen, visible = read_landmark_descriptors(
+            self.fit_model, self.config, observation, state, visibility, mirrored=mirrored
+        )
+        rows = center_features(seen, visible, self.correction.mean)
+        return np.asarray(rows.astype(np.float32) @ self.weight + self.offset)
 
 
 def read_landmark_descriptors(

@@ -25,6 +25,8 @@ from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import AlignConfig, MultiImageConfig
 from dff.aligner.fitting.assessment import assess
 from dff.aligner.fitting.batch import with_fields
+from dff.aligner.fitting.change import in_photo
+from dff.aligner.fitting.correction import LinearCorrector
 from dff.aligner.fitting.correspondence import soft_correspondence
 from dff.aligner.fitting.crop import frame_faces
 from dff.aligner.fitting.expressions import ExpressionCorrector, LearnedExpressionCorrector
@@ -48,7 +50,8 @@ from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.expression_correction import ExpressionCorrection
-from dff.face.solve.gauss_newton import POSE, linearise
+from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.gauss_newton import POSE, Lines, linearise
 from dff.face.solve.least_squares import damp, eliminate
 from dff.face.tta import TtaNetwork, TtaTransform
 
@@ -68,11 +71,13 @@ class MultiImageFitter:
         anchors: Anchors,
         model: MorphableModel,
         config: AlignConfig,
+        correction: FitCorrection | None = None,
         expression_correction: ExpressionCorrection | None = None,
         *,
         multiple: int,
     ) -> None:
-        """``expression_correction``: of the activations of the last pass; by default none.
+        """``correction``: of the fits of each pass; ``expression_correction``: of the activations
+        of the last. None of them by default.
 
         ``multiple``: the sides of the network's input images are multiples of this.
         """
@@ -81,6 +86,9 @@ class MultiImageFitter:
             model, anchors, config.fit_model, config.multi_image
         )
         self.skin = Skin.of(self.fit_model, config.photometric)
+        self.corrector: LinearCorrector | None = None
+        if correction is not None:
+            self.corrector = LinearCorrector(self.fit_model, correction, config.visibility)
         scales = [TtaTransform(scale) for scale in config.multi_image.scales]
         self.observer = Observer(
             TtaNetwork(net, scales, multiple=multiple),
@@ -172,7 +180,7 @@ class MultiImageFitter:
         # Soft correspondences are biased to the prediction, so the shape needs several of them to
         # converge.
         for _ in range(person.matchings):
-            mean, basis, weight = soft_correspondence(
+            mean, basis, found_weight = soft_correspondence(
                 observation.matches,
                 observation.px,
                 fit_model.anchors(state),
@@ -181,14 +189,28 @@ class MultiImageFitter:
                 fit_model.anchor_mean,
                 fit_model.anchor_basis,
             )
-            weight = scale_weights(weight, solver.observations) * share[:, None]
+            weight = scale_weights(found_weight, solver.observations) * share[:, None]
+            pull = mean, basis, weight
             for _ in range(person.steps):
-                at, jac = perspective_jacobian(state, mean, basis)
-                across = lines, *perspective_jacobian(state, lines.mean, lines.basis)
-                system, gradient = linearise(observation.px - at, jac, weight, noise, across)
+                system, gradient = _linearise(observation.px, state, pull, lines, noise)
                 found = shared_step(state, system, gradient, shared=fit_model.shared, config=person)
                 state = self._accept(found, state, face_size)
+        if self.corrector is not None:
+            system, gradient = _linearise(observation.px, state, pull, lines, noise)
+            # What a photo's fit misses moves the minimum of its own correspondences.
+            gradient += (system @ self._predict_missing(observation, state)[..., None])[..., 0]
+            found = shared_step(state, system, gradient, shared=fit_model.shared, config=person)
+            state = self._accept(found, state, face_size)
         return state, system
+
+    def _predict_missing(self, observation: Observation, state: FitState) -> Floats:
+        """(B, Q) what the photos' fits miss, in the columns of ``perspective_jacobian``."""
+        fit_model = self.fit_model
+        assert self.corrector is not None
+        seen = compute_visibility(fit_model, state, self.config.visibility)
+        change = self.corrector.predict(observation, state, seen)
+        step = in_photo(change, observation.crops.angle, fit_model.face_size(state))
+        return np.pad(step, ((0, 0), (0, 1)))  # the distance of the camera is not predicted
 
     def _accept(self, found: FitState, before: FitState, face_size: Floats) -> FitState:
         """``found``, but a photo whose pose diverged keeps its own part of ``before``.
@@ -201,6 +223,20 @@ class MultiImageFitter:
         if np.isfinite(found.coefficients).all():
             coefficients[:, :shared] = found.coefficients[:1, :shared]
         return replace(kept, coefficients=coefficients)
+
+
+def _linearise(
+    px: Floats, state: FitState, pull: tuple[Floats, Floats, Floats], lines: Lines, noise: Floats
+) -> tuple[Floats, Floats]:
+    """The (B, Q, Q) matrices and (B, Q) gradients of each photo's own energy.
+
+    Of the (B, N, 2) pixels, each pulled to the point of a mean and a basis with a weight, and of
+    the ``lines`` of its silhouette.
+    """
+    mean, basis, weight = pull
+    at, jac = perspective_jacobian(state, mean, basis)
+    across = lines, *perspective_jacobian(state, lines.mean, lines.basis)
+    return linearise(px - at, jac, weight, noise, across)
 
 
 def shared_step(

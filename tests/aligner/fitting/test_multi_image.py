@@ -15,8 +15,16 @@ from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import MultiImageConfig
 from dff.aligner.face_request import Steps, T
+from dff.aligner.fitting.change import change_between
+from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitState
-from dff.aligner.fitting.multi_image import choose_person, find_strangers, shared_step
+from dff.aligner.fitting.loop import last_fit
+from dff.aligner.fitting.multi_image import (
+    MultiImageFitter,
+    choose_person,
+    find_strangers,
+    shared_step,
+)
 from dff.aligner.fitting.perspective import move, perspective_jacobian
 from dff.face.arrays import Floats
 from dff.face.descriptor import Features
@@ -25,6 +33,7 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees, rotation_from_angles
 from dff.face.model.deformation import smooth_fields
 from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.gauss_newton import (
     POSE,
     FaceState,
@@ -315,6 +324,44 @@ def test_a_photo_without_trust_changes_nothing(
     )
     off = [np.abs(found.vertices - two.vertices).max() for found in (distrusted, trusted)]
     assert off[0] < 0.2 * off[1]
+
+
+def test_what_each_photo_misses_moves_its_face(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """By a correction of fits that always predicts one change, in the axes of the crops."""
+    _, scenes = photos(open_head, code, 9)
+    images = [s.image for s in scenes[:2]]
+    alone = [
+        faces[0] for faces in oracle_aligner.align_batch(images, [[s.box] for s in scenes[:2]])
+    ]
+    one_pass = MultiImageConfig(
+        passes=1, scales=(1.0,), identities=12, expressions=4, coarse_fields=2, fine_fields=2
+    )
+    config = replace(oracle_aligner.config, multi_image=one_pass)
+    channels, changes = oracle_aligner.anchors.descriptor.shape[1], POSE + 1
+    missing = np.zeros(changes)
+    missing[0], missing[2], missing[4] = 0.03, 0.06, 0.02  # larger, turned about y, to the right
+
+    def fit(correction: FitCorrection | None) -> FaceFit:
+        fitter = MultiImageFitter(
+            oracle_aligner.net,
+            oracle_aligner.anchors,
+            open_head,
+            config,
+            multiple=oracle_aligner.multiple,
+            correction=correction,
+        )
+        return last_fit(fitter, images, fitter.begin(alone))
+
+    mean, weight = np.zeros((68, channels)), np.zeros((68 * channels, changes))
+    directions = np.zeros((1, len(open_head.identity) + len(open_head.expression)))
+    plain, moved = fit(None), fit(FitCorrection(mean, weight, missing, directions))
+    size = oracle_aligner.fit_model.face_size(
+        oracle_aligner.fit_model.state_of_alignments(alone, 1.0)
+    )
+    found = change_between(plain.state, moved.state, plain.crops.angle, size)
+    np.testing.assert_allclose(found[:, :POSE], missing[None, :POSE].repeat(2, 0), atol=0.008)
 
 
 def test_without_residual_deformation_faces_are_those_of_identities(
