@@ -33,7 +33,7 @@ from dff.aligner.fitting.correspondence import match_pixels, soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
 from dff.face.descriptor import STRIDE, Anchors, Network
-from dff.face.fused_network import describe_images
+from dff.face.fused_network import describe_in_steps
 from dff.face.geometry.camera import Box
 from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, pose_of_moments, project
@@ -111,7 +111,10 @@ class DescriptorDetector:
         return search_to_end(self.find_in_steps(image))
 
     def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
-        """``find`` in steps: each shrinks the photo to a level, or searches a level or a tile."""
+        """``find`` in steps: each shrinks the photo to a level, or searches a level or a tile.
+
+        Large levels and tiles are searched in two steps.
+        """
         found, seen = yield from self._search_whole(image)
         if max(image.shape[:2]) <= self.config.untiled:
             return found
@@ -123,7 +126,7 @@ class DescriptorDetector:
 
         ``pixels``: of it that are matched, at most.
         """
-        return distinct(self._search_level(level, pixels)[0])
+        return distinct(search_to_end(self._search_level(level, pixels))[0])
 
     def _search_whole(self, image: Bytes) -> Search[tuple[list[Detection], FacePixels]]:
         """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
@@ -155,7 +158,8 @@ class DescriptorDetector:
         larger = replace(config, enlarged=config.second_search)
         enlarged, scale = next(levels(image[part], larger, self.multiple))
         corner = np.array([part[1].start or 0, part[0].start or 0])
-        more = [one.in_photo(scale, corner) for one in self._search_level(enlarged)[0]]
+        again, _ = yield from self._search_level(enlarged)
+        more = [one.in_photo(scale, corner) for one in again]
         found += [one for one in more if beside(one.box.centre[None], found, config).all()]
         return distinct(found), finest
 
@@ -167,7 +171,7 @@ class DescriptorDetector:
         first: FacePixels | None = None
         for level, scale in pyramid:
             yield
-            some, seen = self._search_level(level)
+            some, seen = yield from self._search_level(level)
             found += [one.in_photo(scale) for one in some]
             first = first or seen.in_photo(scale)
         return found, first
@@ -200,7 +204,7 @@ class DescriptorDetector:
             coarser = []
             for part in parts:
                 yield
-                some, face = self._search_tile(level, part)
+                some, face = yield from self._search_tile(level, part)
                 more += [one.in_photo(scale) for one in some]
                 coarser.append(face.px * scale)
             pixels = np.concatenate([*coarser, np.zeros((0, 2))])
@@ -208,10 +212,10 @@ class DescriptorDetector:
 
     def _search_tile(
         self, level: Bytes, part: tuple[slice, slice]
-    ) -> tuple[list[Detection], FacePixels]:
+    ) -> Search[tuple[list[Detection], FacePixels]]:
         """Faces that lie whole in a tile, and its face pixels, in pixels of the level."""
         config, corner = self.config, np.array([part[1].start, part[0].start])
-        some, seen = self._search_level(np.ascontiguousarray(level[part]))
+        some, seen = yield from self._search_level(np.ascontiguousarray(level[part]))
         return [
             one.in_photo(np.ones(2), corner)
             for one in some
@@ -221,12 +225,12 @@ class DescriptorDetector:
 
     def _search_level(
         self, level: Bytes, pixels: int | None = None
-    ) -> tuple[list[Detection], FacePixels]:
+    ) -> Search[tuple[list[Detection], FacePixels]]:
         """Detections in pixels of the level, several of each face, and the pixels behind them.
 
         ``pixels`` that are matched, at most; by default ``DetectorConfig.pixels``.
         """
-        matched = self._match_level(level, pixels or self.config.pixels)
+        matched = yield from self._match_level(level, pixels or self.config.pixels)
         if len(matched.point) < self.config.fewest:
             return [], matched.seen
         pose = self._propose(matched)
@@ -241,15 +245,15 @@ class DescriptorDetector:
             if score >= config.least * min(1.0, size / config.sharp) ** 2
         ], matched.seen
 
-    def _match_level(self, level: Bytes, pixels: int) -> LevelMatches:
+    def _match_level(self, level: Bytes, pixels: int) -> Search[LevelMatches]:
         config = self.config
         height, width = level.shape[:2]
         padded = pad_to_multiple(level, self.multiple)
-        descriptor, face_logit = describe_images(self.net, padded[None], batch=1)
+        descriptor, face_logit = yield from describe_in_steps(self.net, padded)
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         matches = match_pixels(
-            descriptor[:, :rows, :columns].transpose(0, 3, 1, 2),
-            face_logit[:, :rows, :columns],
+            descriptor[None, :rows, :columns].transpose(0, 3, 1, 2),
+            face_logit[None, :rows, :columns],
             self.descriptor,
             stride=STRIDE,
             pixels=pixels,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import numba
@@ -91,6 +91,7 @@ class ImageMaps(NamedTuple):
     image: Ints
     product: Floats
     levels: list[Floats]  # the bordered map of each level, which its blocks change in place
+    kept: bool  # whether the thread's next image takes the same memory
 
 
 class Workspace:
@@ -140,8 +141,9 @@ class Workspace:
             image.view(np.int16)[: (height + 2) * 3 * (width + 2)].reshape(height + 2, -1),
             product,
             [level.reshape(shape) for level, shape in zip(levels, bordered, strict=True)],
+            memory is self._memory,
         )
-        if memory is self._memory:
+        if maps.kept:
             self._maps[key] = maps
         return maps
 
@@ -180,14 +182,14 @@ class FusedTrunk:
         self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
         blocks = [block for stage in self.stages for block in stage]
-        # what one call runs after the stem, where all of it is in integers
-        self.program: tuple[Any, ...] | None = None
+        # what one call runs of the encoder after the stem, and one of the decoder, where all of it
+        # is in integers
+        self.program: tuple[Any, Any] | None = None
         if all(block.quantises for block in [*blocks, *self.decoder]):
+            counts = np.array([len(stage) for stage in self.stages])
             self.program = (
-                tuple(block.weights for block in blocks),
-                np.array([len(stage) for stage in self.stages]),
-                tuple(self.lateral),
-                tuple(block.weights for block in self.decoder),
+                (tuple(block.weights for block in blocks), counts),
+                (tuple(self.lateral), tuple(block.weights for block in self.decoder)),
             )
 
     def __call__(self, image: Bytes | Floats) -> Floats:
@@ -195,10 +197,15 @@ class FusedTrunk:
 
         (H, W, 3) ``image``, uint8 or float32 in 0..1.
         """
+        return self.decode(self.encode(image))
+
+    def encode(self, image: Bytes | Floats) -> ImageMaps:
+        """The maps of an image after the encoder."""
         if not image.flags.c_contiguous:  # such as colours in reverse order
             image = image.copy()
         shape = image.shape[0], image.shape[1]
-        integers, product, maps = _get_workspace().arrange(shape, self.widths, self.stride)
+        found = _get_workspace().arrange(shape, self.widths, self.stride)
+        integers, product, maps = found.image, found.product, found.levels
         kernel, units, window = self.stem.pointwise, self.stem.units, (self.side, self.stride)
         if kernel.ndim == 3:
             if image.dtype == np.uint8:
@@ -212,12 +219,20 @@ class FusedTrunk:
             sums = _convolve_image(image, kernel, units, *window, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
         if self.program is not None:
-            _run_quantised(*self.program, product, tuple(maps))
-            return maps[self.first]
+            _encode_quantised(*self.program[0], product, tuple(maps))
+            return found
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
                 before = maps[level - 1] if level > 0 and number == 0 else maps[level]
                 block.apply(before, product, maps[level])
+        return found
+
+    def decode(self, found: ImageMaps) -> Floats:
+        """The bordered map at the decoder's end."""
+        product, maps = found.product, found.levels
+        if self.program is not None:
+            _decode_quantised(*self.program[1], product, tuple(maps))
+            return maps[self.first]
         for i in reversed(range(len(self.lateral))):
             level = self.first + i
             _join(maps[level], maps[level + 1], *self.lateral[i])
@@ -258,10 +273,24 @@ class FusedNetwork:
         shape = len(images), images.shape[1] // STRIDE, images.shape[2] // STRIDE
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
-        heads = *self.to_descriptor, self.to_face, *self.bias
         for i, one in enumerate(images):
-            _apply_heads(self.trunk(one), *heads, descriptor[i], logit[i])
+            self._apply_heads(self.trunk(one), descriptor[i], logit[i])
         return descriptor, logit
+
+    def describe_in_steps(self, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
+        """``describe`` of one (H, W, 3) image; in two steps where it has memory of its own."""
+        maps = self.trunk.encode(image)
+        if not maps.kept:
+            yield
+        shape = image.shape[0] // STRIDE, image.shape[1] // STRIDE
+        descriptor = np.empty((*shape, self.config.dims), np.float32)
+        logit = np.empty(shape, np.float32)
+        self._apply_heads(self.trunk.decode(maps), descriptor, logit)
+        return descriptor, logit
+
+    def _apply_heads(self, trunk: Floats, descriptor: Floats, logit: Floats) -> None:
+        heads = *self.to_descriptor, self.to_face, *self.bias
+        _apply_heads(trunk, *heads, descriptor, logit)
 
     def describe_chosen(
         self, image: Bytes, choose: Callable[[Floats], Ints]
@@ -288,6 +317,18 @@ def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats,
         parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(images)), batch)]
     descriptor = torch.cat([part.descriptor for part in parts]).float().permute(0, 2, 3, 1)
     return descriptor.numpy(), torch.cat([part.face_logit for part in parts]).float().numpy()
+
+
+def describe_in_steps(net: Network, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
+    """``describe_images`` of one (H, W, 3) image: (h, w, D) descriptors and (h, w) log odds.
+
+    Yields once on the way where that takes long.
+    """
+    if isinstance(net, FusedNetwork):
+        found = yield from net.describe_in_steps(image)
+        return found
+    (descriptor,), (logit,) = describe_images(net, image[None], batch=1)
+    return descriptor, logit
 
 
 def describe_chosen_pixels(
@@ -691,8 +732,8 @@ def _join(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _run_quantised(blocks, counts, lateral, decoder, product, maps):  # type: ignore[no-untyped-def]
-    """What follows the stem of a ``FusedTrunk`` in integers, in one call.
+def _encode_quantised(blocks, counts, product, maps):  # type: ignore[no-untyped-def]
+    """What follows the stem in the encoder of a ``FusedTrunk``, in integers, in one call.
 
     Other threads have the interpreter meanwhile. A call for each block would ask for it after every
     0.1 ms, and wait as long for each turn of theirs.
@@ -707,6 +748,11 @@ def _run_quantised(blocks, counts, lateral, decoder, product, maps):  # type: ig
             norm = gain, offset, groups, eps
             _apply_quantised(before, *weights, halves, product, *norm, maps[level])
             at += 1
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _decode_quantised(lateral, decoder, product, maps):  # type: ignore[no-untyped-def]
+    """The decoder of a ``FusedTrunk`` in integers, in one call."""
     for i in range(len(lateral) - 1, -1, -1):
         level = len(maps) - 1 - len(lateral) + i
         _join(maps[level], maps[level + 1], *lateral[i])

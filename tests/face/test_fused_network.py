@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from dff.face import int16
+from dff.face import fused_network, int16
 from dff.face.arrays import Floats, Ints
 from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig, image_batch
-from dff.face.fused_network import FusedNetwork, describe_chosen_pixels, describe_images
+from dff.face.fused_network import (
+    FusedNetwork,
+    Workspace,
+    describe_chosen_pixels,
+    describe_images,
+)
 
 SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
 LARGE = NetConfig(widths=(32, 64, 128), depths=(1, 1, 1))
@@ -119,6 +124,27 @@ def test_views_are_described_as_their_copies(kind: type, *, reduced: bool) -> No
     for view in (image[:, :, ::-1], image[:, ::-1], image[:32, 4:36]):
         want = trunk(np.ascontiguousarray(view)).copy()
         np.testing.assert_array_equal(trunk(view), want)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_an_image_without_kept_memory_is_described_in_two_steps(
+    reduced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another image of its shape is described between them."""
+    fused = FusedNetwork(random_net(LARGE), reduced=reduced)
+    image, other = np.random.default_rng(1).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+    want = fused.describe(image[None])
+    assert len([*fused.describe_in_steps(image)]) == 0
+    monkeypatch.setattr(fused_network, "KEPT_BYTES", 0)
+    workspace = Workspace()
+    monkeypatch.setattr(fused_network, "_get_workspace", lambda: workspace)
+    steps = fused.describe_in_steps(image)
+    next(steps)
+    fused.describe(other[None])
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    for one, (known,) in zip(end.value.value, want, strict=True):
+        np.testing.assert_array_equal(one, known)
 
 
 def test_maps_of_the_last_image_leave_no_trace() -> None:
