@@ -28,6 +28,7 @@ from dff.face.geometry.camera import Box
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
+    from dff.files.alignments import ImageResult
 
     LoadAligner = Callable[[], Aligner]
 
@@ -334,8 +335,6 @@ def _align_images(
 
     Exits with status 1 when an image was refused.
     """
-    from tqdm import tqdm
-
     from dff.aligner.face_description import FaceDescriber
     from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
@@ -400,14 +399,7 @@ def _align_images(
     for result in results:
         counts.add(result)
         writer.write(result)
-        if result.error:
-            tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
-        elif not (json_out or table):
-            tqdm.write("\n".join(map(printable, result.lines())))
-        elif not result.faces:
-            tqdm.write(printable(result.lines()[0]), file=sys.stderr)
-        if result.warning:
-            tqdm.write(printable(f"{result.path}: {result.warning}"), file=sys.stderr)
+        _print_result(result, whole=not (json_out or table))
     writer.finish()
     places = [place for place in (json_out, table) if place]
     if places:
@@ -417,6 +409,22 @@ def _align_images(
         typer.echo(counts.describe(), err=True)
     if counts.refused:
         raise typer.Exit(1)
+
+
+def _print_result(result: ImageResult, *, whole: bool) -> None:
+    """The faces of an image where ``whole``, else only what is missing or doubtful."""
+    from tqdm import tqdm
+
+    from dff.infra.printing import printable
+
+    if result.error:
+        tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
+    elif whole:
+        tqdm.write("\n".join(map(printable, result.lines())))
+    elif not result.faces:
+        tqdm.write(printable(result.lines()[0]), file=sys.stderr)
+    if result.warning:
+        tqdm.write(printable(f"{result.path}: {result.warning}"), file=sys.stderr)
 
 
 def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence[Box]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,10 @@ from dff.commands.options import (
     choose_destination,
 )
 from dff.face.extras import require_extra
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
+    from dff.aligner.evaluation.benchmarks import Row
 
 
 def fit_landmark_offsets(
@@ -94,7 +99,6 @@ def fit_landmark_offsets(
         from tqdm import tqdm
 
         from dff.aligner.align import load_aligner
-        from dff.aligner.evaluation.benchmarks import evaluate_300w, list_300w, summarize_rows
         from dff.aligner.evaluation.landmark_offsets import (
             OffsetConfig,
             align_labelled_poses,
@@ -106,7 +110,7 @@ def fit_landmark_offsets(
         from dff.aligner.evaluation.landmark_refinement import learn_landmark_refinement
         from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra.networks import weights as weights_files
-        from dff.infra.storage import S3Access, open_storage
+        from dff.infra.storage import S3Access
 
     target = choose_destination(weights, out)
     weights_files.check_destination(target, endpoint_url=endpoint_url)
@@ -127,14 +131,7 @@ def fit_landmark_offsets(
     biases["with them"] = load(landmark_offsets=offsets)
     if refinement is not None:
         biases["refined"] = load(landmark_offsets=offsets, landmark_refinement=refinement)
-    for folder in photos:
-        if not list_300w(open_storage(str(folder)), "dev"):
-            typer.echo(f"{folder.name}: none of its photos is held out, so none tests the offsets")
-            continue
-        found = {name: evaluate_300w(str(folder), one).summary for name, one in biases.items()}
-        for error in ("nme_iod_51", "nme_iod_68"):
-            figures = [f"{summary[error]['mean']} {name}" for name, summary in found.items()]
-            typer.echo(f"{folder.name}, held-out photos: {error} {', '.join(figures)}")
+    _compare(biases, photos)
     loaded = weights_files.load(weights, endpoint_url=endpoint_url, access=access)
     if loaded.landmark_refinement and refinement is None:
         typer.echo("the refinement of landmarks is removed: --refine learns it anew")
@@ -153,12 +150,34 @@ def fit_landmark_offsets(
         bias = fit_bias_by_pose(rows, aligner.model, offsets, config)
         fitted = replace(fitted, landmark_offsets=bias.landmarks, pose_correction=bias.pose)
         judged = cross_validate(rows, aligner.model, offsets, config)
-        for name, some in (("without offsets", rows), ("cross-validated", judged)):
-            summary = summarize_rows(some, "nme_box")
-            typer.echo(f"{len(some)} photos of --poses, {name}:")
-            for figure in ("nme_box_by_yaw", "geodesic_by_yaw"):
-                typer.echo(f"  {figure}: {summary[figure]}")
+        _echo_poses("without offsets", rows)
+        _echo_poses("cross-validated", judged)
     else:
         fitted = replace(fitted, landmark_offsets=offsets, pose_correction=None)
     weights_files.rewrite(target, fitted, endpoint_url=endpoint_url)
     typer.echo(f"weights: {weights_files.everywhere(target)}")
+
+
+def _compare(aligners: Mapping[str, Aligner], folders: Sequence[Path]) -> None:
+    """Print the errors of ``aligners``, by name, on the held-out photos of each folder."""
+    from dff.aligner.evaluation.benchmarks import evaluate_300w, list_300w
+    from dff.infra.storage import open_storage
+
+    for folder in folders:
+        if not list_300w(open_storage(str(folder)), "dev"):
+            typer.echo(f"{folder.name}: none of its photos is held out, so none tests the offsets")
+            continue
+        found = {name: evaluate_300w(str(folder), one).summary for name, one in aligners.items()}
+        for error in ("nme_iod_51", "nme_iod_68"):
+            figures = [f"{summary[error]['mean']} {name}" for name, summary in found.items()]
+            typer.echo(f"{folder.name}, held-out photos: {error} {', '.join(figures)}")
+
+
+def _echo_poses(name: str, rows: Sequence[Row]) -> None:
+    """Print the errors of the photos of ``--poses`` by yaw."""
+    from dff.aligner.evaluation.benchmarks import summarize_rows
+
+    summary = summarize_rows(rows, "nme_box")
+    typer.echo(f"{len(rows)} photos of --poses, {name}:")
+    for figure in ("nme_box_by_yaw", "geodesic_by_yaw"):
+        typer.echo(f"  {figure}: {summary[figure]}")

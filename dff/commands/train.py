@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,9 @@ from dff.commands.options import (
 )
 from dff.face.errors import BadPlace
 from dff.face.extras import require_extra
+
+if TYPE_CHECKING:
+    from dff.trainer.destination import Destination
 
 
 class Precision(StrEnum):
@@ -212,7 +216,7 @@ def train(
         from dff.infra.networks.weights import find_weights
         from dff.infra.networks.weights_names import BUCKET, REGISTERED, name_weights
         from dff.infra.storage import S3Access
-        from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
+        from dff.presets import build_config, find_preset, make_dataset
         from dff.trainer.config import WorkerRange
         from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
@@ -233,28 +237,14 @@ def train(
     if gpus_per_worker > 1 and not gpu:
         raise typer.BadParameter("--gpus-per-worker goes with --gpu")
     run_name = resume or name or f"{name_weights(out)}-{secrets.token_hex(3)}"
-    if storage is None:
-        if "://" in out:
-            raise typer.BadParameter(
-                f"--out {out} leaves no folder for checkpoints: add --storage s3://bucket/prefix"
-            )
-        storage = "runs" if out.startswith(REGISTERED) else str(Path(out).parent / "runs")
-    if span is None and ("://" in storage or address):
-        raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
-    if span is None and (tracking or cpus_per_worker):
-        raise typer.BadParameter(
-            "--workers 0 trains without Ray and MLflow: take --workers 1, or leave out --tracking "
-            "and --cpus-per-worker"
-        )
+    storage = storage or _place_checkpoints(out)
     to = resolve_destination(out, endpoint_url=endpoint_url)
     check_run_name(run_name)
-    if span is None and to.file is None:
-        raise BadPlace(
-            f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "
-            "name a file"
-        )
+    on_cluster = "://" in storage or address is not None
+    if span is None:
+        _check_without_ray(out, to, on_cluster, with_ray=bool(tracking or cpus_per_worker))
     named = tracking or os.environ.get("MLFLOW_TRACKING_URI")
-    if to.file is None and not named and ("://" in storage or address):
+    if to.file is None and not named and on_cluster:
         raise BadPlace(
             f"--out {out} keeps the weights in MLflow alone, so a training on a cluster must say "
             "where that is: add --tracking http://host:5000"
@@ -349,18 +339,56 @@ def train(
         figures, out = launched.dev, launched.weights
         typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")
     echo_figures({figure: f"{value:.3f}" for figure, value in figures.items()})
+    if evaluate_on:
+        _evaluate(out, evaluate_on, tracking=tracking, endpoint_url=endpoint_url)
     elsewhere = "://" in out or out.startswith(REGISTERED)
-    measured: Path | str = out
-    if evaluate_on and out.startswith(REGISTERED):
-        from dff.infra.mlflow.tracking import registered_weights
+    typer.echo(f"weights: {out if elsewhere else Path(out).resolve()}")
 
-        measured = registered_weights(out, tracking_uri=tracking)
-    for folder, summary in evaluate_weights(
-        measured, evaluate_on or [], endpoint_url=endpoint_url
-    ).items():
+
+def _place_checkpoints(out: str) -> str:
+    """The folder ``runs`` beside OUT. Raises typer.BadParameter for an OUT that has no folder."""
+    from dff.infra.networks.weights_names import REGISTERED
+
+    if "://" in out:
+        raise typer.BadParameter(
+            f"--out {out} leaves no folder for checkpoints: add --storage s3://bucket/prefix"
+        )
+    return "runs" if out.startswith(REGISTERED) else str(Path(out).parent / "runs")
+
+
+def _check_without_ray(out: str, to: Destination, on_cluster: bool, *, with_ray: bool) -> None:
+    """Refuse what needs Ray or MLflow, for ``--workers 0``.
+
+    ``with_ray``: whether options of Ray or MLflow are given. Raises typer.BadParameter, and
+    BadPlace where OUT is to be registered.
+    """
+    if on_cluster:
+        raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
+    if with_ray:
+        raise typer.BadParameter(
+            "--workers 0 trains without Ray and MLflow: take --workers 1, or leave out --tracking "
+            "and --cpus-per-worker"
+        )
+    if to.file is None:
+        raise BadPlace(
+            f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "
+            "name a file"
+        )
+
+
+def _evaluate(
+    out: str, folders: Sequence[Path], *, tracking: str | None, endpoint_url: str | None
+) -> None:
+    """Print the figures of the trained weights on ``folders`` of annotated photos."""
+    from dff.infra.mlflow.tracking import registered_weights
+    from dff.infra.networks.weights_names import REGISTERED
+    from dff.presets import evaluate_weights
+
+    registered = out.startswith(REGISTERED)
+    weights = registered_weights(out, tracking_uri=tracking) if registered else out
+    for folder, summary in evaluate_weights(weights, folders, endpoint_url=endpoint_url).items():
         typer.echo(folder)
         echo_figures(summary)
-    typer.echo(f"weights: {out if elsewhere else Path(out).resolve()}")
 
 
 def _read_sizes(text: str) -> tuple[int, ...]:
