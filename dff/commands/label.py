@@ -96,7 +96,7 @@ def label(
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
     if card:
         write_card(storage, listing, counts.before + counts.labelled, confidence, aligner.card)
-    typer.echo(counts.describe(storage.uri))
+    typer.echo(printable(counts.describe(storage.uri)))
     if duplicates := find_duplicate_photos(storage, hashes, listing=listing):
         typer.echo(describe_near_duplicates(duplicates))
     if counts.refused:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from dff.face.arrays import Bytes, Ints
+from dff.infra.printing import printable
 
 SIDE = 16  # coefficients along each axis of the hash
 MAX_DISTANCE = 31  # bits of 256 in which near-duplicates differ
@@ -46,7 +47,7 @@ def find_near_duplicates(hashes: Mapping[str, Ints]) -> list[tuple[str, ...]]:
 def describe_near_duplicates(groups: Sequence[Sequence[str]], shown: int = 3) -> str:
     """One line that counts groups of near-duplicates and names the photos of the first ones."""
     count = sum(map(len, groups))
-    names = "; ".join(", ".join(group) for group in groups[:shown])
+    names = "; ".join(", ".join(map(printable, group)) for group in groups[:shown])
     more = len(groups) - shown
     rest = f"; and {more} more" if more > 0 else ""
     plural = "s" if len(groups) > 1 else ""

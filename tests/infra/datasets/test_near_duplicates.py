@@ -91,3 +91,5 @@ def test_a_report_counts_all_and_names_the_first() -> None:
     assert describe_near_duplicates(groups, shown=2) == (
         "7 photos are near-duplicates, in 3 groups: a, b; c, d, e; and 1 more"
     )
+    odd = describe_near_duplicates([("line\nbreak", "latin\udce9")])
+    assert odd.endswith(r"line\nbreak, latin\udce9")
