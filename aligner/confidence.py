@@ -27,7 +27,7 @@ from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.visibility import soft_facing
 from dff.face.arrays import Array, Float, Floats
-from dff.face.model.landmarks import CHIN_ARC, MOUTH, NOSE_BOTTOM
+from dff.face.model.landmarks import LOWER_JAW, MOUTH, NOSE_BOTTOM
 from dff.face.numba_cache import CACHE
 
 HIDDEN = 0.03  # metres: lying farther behind the visible surface says nothing more
@@ -216,12 +216,13 @@ class Calibration:
 
 
 def doubt_mouths(seen: Floats) -> Floats:
-    """(B, 68) visibilities, without those of mouths between a hidden nose base and a hidden chin.
+    """(B, 68) visibilities, without those of mouths between a hidden nose base and a hidden jaw.
 
     A mask hides the mouth between them: what looks like one is printed on it. Where both are more
-    likely hidden than visible, no point of the mouth is more likely visible than they are.
+    likely hidden than visible, no point of the mouth is more likely visible than they are. The
+    chin alone does not tell: the lower edge of a mask looks like one.
     """
-    around = np.maximum(seen[:, NOSE_BOTTOM].mean(1), seen[:, CHIN_ARC].mean(1))[:, None]
+    around = np.maximum(seen[:, NOSE_BOTTOM].mean(1), seen[:, LOWER_JAW].mean(1))[:, None]
     out = seen.copy()
     out[:, MOUTH] = np.where(around < 0.5, np.minimum(seen[:, MOUTH], around), seen[:, MOUTH])
     return out

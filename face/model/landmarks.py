@@ -51,6 +51,7 @@ SCHEMES: tuple[Scheme, ...] = ("3d", "2d")
 JAW = slice(0, 17)
 INNER = slice(17, 68)  # all but the jaw
 CHIN_ARC = slice(6, 11)  # the chin and two points of the jaw on either side
+LOWER_JAW = slice(3, 14)  # the chin and five points of the jaw on either side
 RIGHT_BROW, LEFT_BROW, BROWS = slice(17, 22), slice(22, 27), slice(17, 27)
 BELOW_BROWS = slice(27, 68)  # nose, eyes and mouth
 NOSE_BRIDGE, NOSE_BOTTOM, NOSE = slice(27, 31), slice(31, 36), slice(27, 36)

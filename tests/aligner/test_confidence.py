@@ -24,7 +24,7 @@ from dff.aligner.evaluation.calibration import (
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.observation import probe
 from dff.face.geometry.camera import Box
-from dff.face.model.landmarks import CHIN_ARC, EYES, MIRROR, MOUTH, NOSE_BOTTOM
+from dff.face.model.landmarks import CHIN_ARC, EYES, LOWER_JAW, MIRROR, MOUTH, NOSE_BOTTOM
 
 
 def some_features(rng: np.random.Generator, count: int) -> CalibrationFeatures:
@@ -62,10 +62,16 @@ def test_more_of_a_feature_never_lowers_confidence() -> None:
 
 @pytest.mark.parametrize(
     ("hidden", "visible"),
-    [((NOSE_BOTTOM, CHIN_ARC), 0.1), ((NOSE_BOTTOM,), 0.9), ((CHIN_ARC,), 0.9), ((), 0.9)],
-    ids=["mask", "moustache", "collar", "nothing"],
+    [
+        ((NOSE_BOTTOM, LOWER_JAW), 0.1),
+        ((NOSE_BOTTOM,), 0.9),
+        ((NOSE_BOTTOM, CHIN_ARC), 0.9),
+        ((LOWER_JAW,), 0.9),
+        ((), 0.9),
+    ],
+    ids=["mask", "moustache", "hand", "collar", "nothing"],
 )
-def test_a_mouth_between_hidden_nose_and_chin_is_printed(
+def test_a_mouth_between_hidden_nose_and_jaw_is_printed(
     hidden: tuple[slice, ...], visible: float
 ) -> None:
     features = CalibrationFeatures(

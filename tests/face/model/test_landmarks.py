@@ -61,6 +61,7 @@ def test_outer_lips_are_the_mouth_without_the_inner_ones() -> None:
     outer, inner = NAMES[groups.OUTER_LIPS], NAMES[groups.INNER_LIPS]
     assert outer + inner == NAMES[groups.MOUTH]
     assert NAMES[groups.CHIN_ARC] == (*NAMES[6:8], "chin", *NAMES[9:11])
+    assert NAMES[groups.LOWER_JAW] == (*NAMES[3:8], "chin", *NAMES[9:14])
 
 
 def test_up_leads_from_the_chin_to_the_eyes_and_brows(open_head: MorphableModel) -> None:
