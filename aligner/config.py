@@ -341,8 +341,12 @@ class FollowingConfig:
         CorrespondenceConfig(0.08, (0.04,)),
     )
     first_fits: int = 2  # passes in the small crop of a keyframe, of all latent directions
+    # seconds instead of the interval after the first full alignment of a face, and the confidence
+    # below which that is repeated so soon
+    first_interval: float = 0.2
+    unsure: float = 0.8
     # seconds instead of the interval while the eyes are closed, and the mean activation of both
-    # lids from which they are: small fits hardly open lids, and a blink is short
+    # lids from which they are: small crops show lids less surely, and a blink is short
     closed_interval: float = 0.2
     closed_eyes: float = 0.3
     # sooner than after the interval: where the head has turned by so many degrees or its size has

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numba
@@ -25,7 +26,7 @@ from numba.extending import overload
 from torch import Tensor, nn
 
 from dff.face import int16
-from dff.face.arrays import Bytes, Floats, Ints
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.descriptor import (
     STRIDE,
     DescriptorNet,
@@ -240,6 +241,23 @@ class FusedTrunk:
         return maps[self.first]
 
 
+@dataclass(frozen=True)
+class SparseFeatures:
+    """The log odds of the face in an image, and the descriptors of pixels that are asked for.
+
+    Only until the same thread runs a network on another image: its maps are reused.
+    """
+
+    face_logit: Float[Array, "height width"]
+    describe: Callable[[Ints], Floats]  # (N, D) of (N,) pixels, which are numbered row by row
+
+    @staticmethod
+    def of(descriptor: Floats, face_logit: Floats) -> SparseFeatures:
+        """Those of (h, w, D) descriptors that are known."""
+        rows = descriptor.reshape(-1, descriptor.shape[2])
+        return SparseFeatures(face_logit, rows.__getitem__)
+
+
 class FusedNetwork:
     """``DescriptorNet`` for inference on the CPU, by numpy arrays. Threads may share it."""
 
@@ -292,18 +310,18 @@ class FusedNetwork:
         heads = *self.to_descriptor, self.to_face, *self.bias
         _apply_heads(trunk, *heads, descriptor, logit)
 
-    def describe_chosen(
-        self, image: Bytes, choose: Callable[[Floats], Ints]
-    ) -> tuple[Ints, Floats, Floats]:
-        """``describe_chosen_pixels`` of this network."""
+    def describe_sparsely(self, image: Bytes) -> SparseFeatures:
+        """``describe_sparsely`` of this network."""
         trunk = self.trunk(image)
-        rows, columns = trunk.shape[0] - 2, trunk.shape[1] - 2
-        logit = np.empty((rows, columns), np.float32)
+        logit = np.empty((trunk.shape[0] - 2, trunk.shape[1] - 2), np.float32)
         _apply_face_head(trunk, self.to_face, self.bias[1], logit)
-        chosen = choose(logit)
-        descriptor = np.empty((len(chosen), self.config.dims), np.float32)
-        _apply_descriptor_head(trunk, chosen, *self.to_descriptor, self.bias[0], descriptor)
-        return chosen, descriptor, logit
+
+        def describe(pixels: Ints) -> Floats:
+            out = np.empty((len(pixels), self.config.dims), np.float32)
+            _apply_descriptor_head(trunk, pixels, *self.to_descriptor, self.bias[0], out)
+            return out
+
+        return SparseFeatures(logit, describe)
 
 
 def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats, Floats]:
@@ -331,18 +349,12 @@ def describe_in_steps(net: Network, image: Bytes) -> Generator[None, None, tuple
     return descriptor, logit
 
 
-def describe_chosen_pixels(
-    net: Network, image: Bytes, choose: Callable[[Floats], Ints]
-) -> tuple[Ints, Floats, Floats]:
-    """Some pixels of an (H, W, 3) image, their (N, D) descriptors, and the (h, w) log odds of all.
-
-    ``choose``: the (N,) numbers of the pixels, row by row, from the log odds of the face.
-    """
+def describe_sparsely(net: Network, image: Bytes) -> SparseFeatures:
+    """What a network shows of an (H, W, 3) image, of which only some pixels are described."""
     if isinstance(net, FusedNetwork):
-        return net.describe_chosen(image, choose)
+        return net.describe_sparsely(image)
     ((descriptor,), (logit,)) = describe_images(net, image[None], batch=1)
-    chosen = choose(logit)
-    return chosen, descriptor.reshape(-1, descriptor.shape[2])[chosen], logit
+    return SparseFeatures.of(descriptor, logit)
 
 
 class FusedDetectorNet:

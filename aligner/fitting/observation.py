@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import cv2
@@ -23,7 +22,7 @@ from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.face.arrays import Array, Bytes, Float, Floats, Int
 from dff.face.descriptor import STRIDE, Anchors, Network
-from dff.face.fused_network import describe_chosen_pixels, describe_images
+from dff.face.fused_network import SparseFeatures, describe_images, describe_sparsely
 from dff.face.model.landmarks import MIRROR
 from dff.face.numba_cache import CACHE
 
@@ -55,6 +54,13 @@ class Observation(MatchedPixels):
     # unit descriptors of the crops' pixels, STRIDE wide
     descriptor: Float[Array, "faces channels height width"]
     face_logit: Float[Array, "faces height width"]  # log odds that they show the face
+
+
+@dataclass(frozen=True)
+class SparseObservation(MatchedPixels):
+    """One forward pass over the crop of one face, of which only some pixels are described."""
+
+    features: SparseFeatures
 
 
 class Observer:
@@ -129,15 +135,15 @@ class MirroredObserver(Observer):
 
 
 class SparseObserver(Observer):
-    """Observes faces whose crops are not probed: describes only the pixels that are matched."""
+    """Observes faces whose crops are not probed: describes only the pixels that are asked for."""
 
-    def observe_matches(self, image: Bytes, crops: Crops) -> MatchedPixels:
+    def observe_matches(self, image: Bytes, crops: Crops) -> SparseObservation:
         """The matches of ``observe`` in one photo."""
-        described = describe_chosen_pixels(
-            self.net, crops.cut(image, 0), partial(choose_pixels, most=self.config.pixels)
-        )
+        features = describe_sparsely(self.net, crops.cut(image, 0))
+        chosen = choose_pixels(features.face_logit, self.config.pixels)
+        described = chosen, features.describe(chosen), features.face_logit
         matches = match_chosen_pixels(*described, self.anchors.descriptor, **self._matching())
-        return MatchedPixels(crops, matches, crops.photo_from_crop(matches.grid))
+        return SparseObservation(crops, matches, crops.photo_from_crop(matches.grid), features)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A *keyframe* is a frame in which a face was aligned in full. In the frames after
 a small crop, and only pose and expression are fitted, about the identity of the keyframe. Fits to
 small crops have errors of their own, which hardly change within a second. Therefore the keyframe
 itself is fitted in its small crop, too, and a later answer is that of the keyframe, moved by what
-changed between the two small fits.
+changed between the two small fits. Lids move few pixels, which hardly move a fit. They are moved by
+what has changed in the correction of expressions between the two crops.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dff.aligner.fitting import kernels
 from dff.aligner.fitting.assessment import AGREEMENT, GATE
 from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.crop import Crops, frame_landmarks
+from dff.aligner.fitting.expressions import EyeReader
 from dff.aligner.fitting.fit_model import (
     FitModel,
     FitState,
@@ -30,16 +32,24 @@ from dff.aligner.fitting.fit_model import (
     principal_directions,
     prior_sd,
 )
-from dff.aligner.fitting.observation import MatchedPixels, SparseObserver, describe_landmarks
+from dff.aligner.fitting.observation import (
+    MatchedPixels,
+    SparseObservation,
+    SparseObserver,
+    describe_landmarks,
+)
 from dff.aligner.fitting.steps import refine
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.descriptor import Anchors
-from dff.face.geometry.camera import Box
+from dff.face.fused_network import SparseFeatures
+from dff.face.geometry.camera import Box, NearPerspective
+from dff.face.geometry.transform import Rigid
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.numba_cache import CACHE
+from dff.face.solve.expression_correction import EYE_CORNERS
 
 CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
 
@@ -51,13 +61,14 @@ class Keyframe:
     face: Alignment
     table: Float[Array, " numbers"]  # of its landmarks, as the columns of ``landmark_basis``
     time: float  # seconds
+    until: float  # seconds: from then on the face is aligned in full
     # of expression alone, about the identity that the small crop shows
     fit_model: FitModel
     visible: Float[Array, "1 anchors"]  # weights of the anchors: those that can be seen
     observer: SparseObserver  # of these
     small: FitState  # the small fit of one face, by ``fit_model``
     agreement: float  # share of the small crop's pixels that agree with the small fit
-    blink: float  # mean activation of the lids
+    lids: Float[Array, " lids"]  # what ``EyeReader`` reads in the small crop
 
 
 @dataclass(frozen=True)
@@ -76,13 +87,17 @@ class FaceFollower:
         self.aligner, self.config = aligner, aligner.config.following
         self.reporter = aligner.reporter(aligner.fit_model)
         self.side = aligner.config.crop_side(self.config.crop)
-        names = aligner.model.expression_names
-        self.lids = [row for row, name in enumerate(names) if name.startswith("eyeBlink")]
+        names = enumerate(aligner.model.expression_names)
+        self.blinks = [row for row, name in names if name.startswith("eyeBlink")]
         self.fit_model = build_expression_model(aligner, self.config.expressions)
+        self.eyes: EyeReader | None = None
+        if aligner.expression_correction is not None:
+            self.eyes = EyeReader(aligner.expression_correction)
         self.landmark_descriptor = describe_landmarks(
             aligner.anchors, aligner.fit_model.landmark_mean
         )
-        self.landmark_basis = build_landmark_basis(self.fit_model, aligner.landmark_offsets)
+        self.motions = build_motions(self.fit_model, self.eyes, aligner.landmark_offsets)
+        self.corners = aligner.model.landmarks.among_used.vertex[list(EYE_CORNERS)]
         self.observer = self._observer(aligner.anchors)
         solver, correspondences = aligner.config.solver, self.config.correspondences
         # settings of ``follow_faces``
@@ -106,8 +121,13 @@ class FaceFollower:
             replace(self.aligner.config.observation, pixels=self.config.pixels),
         )
 
-    def begin(self, image: Bytes, face: Alignment, time: float) -> FollowedFace | None:
-        """Follow a face from here on, which was aligned in this image; None if it can't be."""
+    def begin(
+        self, image: Bytes, face: Alignment, time: float, *, first: bool = False
+    ) -> FollowedFace | None:
+        """Follow a face from here on, which was aligned in this image; None if it can't be.
+
+        ``first``: no frame before showed the face, so an unsure alignment is soon repeated.
+        """
         fit_model, config = self.aligner.fit_model, self.aligner.config
         small = fit_model.state_of_alignments([face], config.inverse_depth)
         seen = compute_visibility(fit_model, small, config.visibility)
@@ -126,16 +146,21 @@ class FaceFollower:
         weight = (seen.anchors * fit_model.anchor_weight)[:, :anchors]
         rows = np.flatnonzero(weight[0] > self.config.least_weight)
         observer = self._observer(self.aligner.anchors[rows])
+        table = self._landmark_table(face)
+        features = SparseFeatures.of(
+            observation.descriptor[0].transpose(1, 2, 0), observation.face_logit[0]
+        )
         keyframe = Keyframe(
             face,
-            self._landmark_table(face),
+            table,
             time,
+            time + self._interval(face, first=first),
             self.fit_model.with_anchors(rows, mean[rows].astype(np.float32)),
             np.ascontiguousarray(weight[:, rows]),
             observer,
             replace(small, coefficients=latent[None]),
             1.0,
-            float(face.coefficients.expression[self.lids].mean()) if self.lids else 0.0,
+            self._read_lids(features, crops, table, face.cam_from_head, face.camera),
         )
         matches = observer.match(observation.descriptor, observation.face_logit)
         observation = replace(observation, matches=matches)
@@ -145,10 +170,7 @@ class FaceFollower:
     def follow(self, image: Bytes, before: FollowedFace, time: float) -> FollowedFace | None:
         """The face in the next image; None where it should be aligned in full."""
         key, config = before.keyframe, self.config
-        interval = min(config.closed_interval, config.interval)
-        if key.blink < config.closed_eyes:
-            interval = config.interval
-        if time - key.time > interval - CLOCK_ERROR:
+        if time > key.until - CLOCK_ERROR:
             return None
         landmarks = before.face.landmarks_3d
         crops = self._crops(landmarks, before.small.rotation)
@@ -164,7 +186,16 @@ class FaceFollower:
         least = 1.0 + 2.0 * math.cos(math.radians(config.turned))
         if turned < least or grown > math.log(config.grown):
             return None
-        return FollowedFace(self._answer(key, small, before.face), key, small)
+        return FollowedFace(self._answer(key, small, before.face, seen), key, small)
+
+    def _interval(self, face: Alignment, *, first: bool) -> float:
+        """Seconds for which a face is followed at most."""
+        config, out = self.config, self.config.interval
+        if first and face.face_confidence < config.unsure:
+            out = min(config.first_interval, out)
+        if self.blinks and face.coefficients.expression[self.blinks].mean() >= config.closed_eyes:
+            out = min(config.closed_interval, out)
+        return out
 
     def _crops(self, landmarks: Floats, rotation: Floats) -> Crops:
         """The small crop about (68, 3) landmarks of a head that is turned by ``rotation``."""
@@ -195,8 +226,10 @@ class FaceFollower:
         )
         return state, float(agreement.sum() / matches.mask.sum())
 
-    def _answer(self, key: Keyframe, small: FitState, last: Alignment) -> Alignment:
-        """The keyframe's answer, moved as its small fit has moved to ``small``."""
+    def _answer(
+        self, key: Keyframe, small: FitState, last: Alignment, seen: SparseObservation
+    ) -> Alignment:
+        """The keyframe's answer, moved as its small fit has moved to ``small``, and its lids."""
         first, face, aligner = key.small, key.face, self.aligner
         rotation, centre = np.empty((3, 3)), np.empty(2)
         scale = _move_pose(
@@ -215,8 +248,13 @@ class FaceFollower:
         # what is made of valid values is valid
         cam_from_head = with_fields(face.cam_from_head, rotation=rotation)
         camera = with_fields(face.camera, scale=scale, centre=centre)
-        change = (small.coefficients - first.coefficients)[0, : self.fit_model.moving_modes]
-        table = key.table + change.astype(np.float32) @ self.landmark_basis
+        motions, modes = self.motions, self.fit_model.moving_modes
+        change = (small.coefficients - first.coefficients)[0, :modes]
+        table = key.table + change.astype(np.float32) @ motions.landmarks[:modes]
+        lids = self._read_lids(seen.features, seen.crops, table, cam_from_head, camera) - key.lids
+        lids += change @ motions.lids
+        table += lids.astype(np.float32) @ motions.landmarks[modes:]
+        change = np.concatenate([change, lids])
         used = self.fit_model.used_basis.shape[1]
         landmarks = place_landmarks(
             aligner.model,
@@ -239,21 +277,35 @@ class FaceFollower:
             trace=(),
         )
 
+    def _read_lids(
+        self,
+        features: SparseFeatures,
+        crops: Crops,
+        table: Floats,
+        cam_from_head: Rigid,
+        camera: NearPerspective,
+    ) -> Floats:
+        """(N,) what ``EyeReader`` reads of a face with the numbers ``table``; without one, none."""
+        if self.eyes is None:
+            return np.zeros(0)
+        used = self.fit_model.used_basis.shape[1]
+        corners = table[:used].reshape(-1, 3)[self.corners]
+        return self.eyes.read(features, crops, corners, cam_from_head, camera)
+
     def _landmark_table(self, face: Alignment) -> Floats:
-        """The numbers of a face on which its landmarks depend, as columns of ``landmark_basis``."""
+        """The numbers of a face on which its landmarks depend, as columns of the ``motions``."""
         points = face.vertices[self.aligner.model.landmarks.used]
         in_head = self.aligner.landmark_offsets.in_head(face.coefficients.joined)
         return np.concatenate([points.ravel(), in_head.ravel()])
 
     def _coefficients(self, face: Alignment, change: Floats) -> Coefficients:
-        """The coefficients of a keyframe's face, moved by latent rows."""
-        modes = self.fit_model.modes[: len(change), len(self.aligner.model.identity) :]
-        expression = face.coefficients.expression + change @ modes
+        """The coefficients of a keyframe's face, moved by ``motions``."""
+        expression = face.coefficients.expression + change @ self.motions.expression
         return Coefficients(face.coefficients.identity, expression)
 
     def _mesh(self, face: Alignment, change: Floats) -> Floats:
-        """(V, 3) metres in the head frame: the mesh of a keyframe's face, moved by latent rows."""
-        moved = change.astype(np.float32) @ self.fit_model.mesh_basis[: len(change)]
+        """(V, 3) metres in the head frame: the mesh of a keyframe's face, moved by ``motions``."""
+        moved = change.astype(np.float32) @ self.motions.mesh
         return np.asarray(face.vertices + moved.reshape(-1, 3))
 
 
@@ -282,17 +334,39 @@ def expression_modes(model: MorphableModel, anchors: Anchors, count: int) -> Flo
     return np.concatenate([none, directions * prior[identities:]], axis=1)
 
 
-def build_landmark_basis(fit_model: FitModel, landmark_offsets: LandmarkOffsets) -> Floats:
-    """(P, N) float32: how the numbers that landmarks depend on follow latent coefficients.
+@dataclass(frozen=True)
+class Motions:
+    """How a followed face moves: by M rows, latent directions of expression, then lids."""
 
-    The coordinates of the vertices that ``LandmarkTable.used`` names, then ``in_head`` of the
-    offsets.
-    """
-    used, response = fit_model.used_basis, landmark_offsets.response
-    in_head = np.zeros((len(used), landmark_offsets.offset.size))
+    expression: Float[Array, "motions expressions"]  # activations
+    mesh: Float[Array, "motions vertexcoordinates"]  # metres, float32
+    # float32, of the numbers that landmarks depend on: coordinates of the vertices that
+    # ``LandmarkTable.used`` names, then ``in_head`` of the offsets
+    landmarks: Float[Array, "motions numbers"]
+    lids: Float[Array, "modes lids"]  # what lids lack for each latent direction, by ``EyeReader``
+
+
+def build_motions(
+    fit_model: FitModel, eyes: EyeReader | None, landmark_offsets: LandmarkOffsets
+) -> Motions:
+    """The motions of a fit model's expressions, and of the lids that ``eyes`` read, if any."""
+    model, count = fit_model.model, fit_model.moving_modes
+    modes = fit_model.modes[:count, len(model.identity) :]
+    units = np.zeros(0, np.int64) if eyes is None else eyes.units
+    expression = np.concatenate([modes, np.eye(len(model.expression))[units]])
+    used = np.concatenate([fit_model.used_basis, fit_model.used_expression_basis[units]])
+    vertices = model.expression[units].reshape(len(units), model.template.size)
+    response = landmark_offsets.response
+    in_head = np.zeros((len(expression), landmark_offsets.offset.size))
     if response.shape[3]:
-        in_head = fit_model.modes[: len(used)] @ response.reshape(-1, response.shape[3]).T
-    return np.concatenate([used, in_head.astype(np.float32)], axis=1)
+        of_expression = response.reshape(-1, response.shape[3])[:, len(model.identity) :]
+        in_head = expression @ of_expression.T
+    return Motions(
+        expression,
+        np.concatenate([fit_model.mesh_basis[:count], vertices.astype(np.float32)]),
+        np.concatenate([used, in_head.astype(np.float32)], axis=1),
+        np.zeros((count, 0)) if eyes is None else modes @ eyes.fitted,
+    )
 
 
 @numba.njit(cache=CACHE, nogil=True)

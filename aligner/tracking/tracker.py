@@ -17,8 +17,8 @@ number of a new track is final.
 
 Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
 with speed: a face at rest stands still, a moving one is not held back. Speeds are face sizes a
-second. Pose and shape are filtered each at its own speed; the landmarks follow from both, so that
-mesh, pose and landmarks remain one answer.
+second. Pose, shape and lids are filtered each at its own speed, since a blink is fast in a face at
+rest; the landmarks follow from all, so that mesh, pose and landmarks remain one answer.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid
 from dff.face.model.landmark_offsets import LandmarkOffsets
+from dff.face.model.landmarks import EYES
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -88,7 +89,12 @@ class Smoother:
     ) -> None:
         self.model, self.landmark_offsets = model, landmark_offsets or LandmarkOffsets()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
-        self.pose, self.shape = OneEuro(smoothing), OneEuro(smoothing)
+        self.pose, self.shape, self.lids = (OneEuro(smoothing) for _ in range(3))
+        names = enumerate(model.expression_names)
+        self.blinks = [row for row, name in names if name.startswith("eyeBlink")]
+        moved = model.expression[self.blinks][:, model.landmarks.vertex[EYES]]
+        # face sizes by which shutting the eyes moves the lids
+        self.reach = float(np.linalg.norm(moved, axis=-1).max(initial=0.0)) / self.size
         self.before: Alignment | None = None
         self.time = 0.0  # seconds, of the face before
 
@@ -103,9 +109,14 @@ class Smoother:
         )
         before = self.before or face
         vertices = _blend(before.vertices, face.vertices, shaped)
+        expression, found = before.coefficients.expression, face.coefficients.expression
+        blinked = self.lids.share(self.reach * found[self.blinks], interval)
+        lids = (blinked - shaped) * (found - expression)[self.blinks]
+        expression = _blend(expression, found, shaped)
+        expression[self.blinks] += lids
+        vertices += np.tensordot(lids, self.model.expression[self.blinks], axes=1)
         coefficients = Coefficients(
-            _blend(before.coefficients.identity, face.coefficients.identity, shaped),
-            _blend(before.coefficients.expression, face.coefficients.expression, shaped),
+            _blend(before.coefficients.identity, face.coefficients.identity, shaped), expression
         )
         u, _, vt = np.linalg.svd(_blend(before.cam_from_head.rotation, rotation, posed))
         turned = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
@@ -463,7 +474,7 @@ class Tracker:
         face, followed = seen.face, seen.followed
         full_until = -np.inf if old is None else old.full_until
         if followed is None and self.follower is not None and self.time >= full_until:
-            followed = self.follower.begin(frame, face, self.time)
+            followed = self.follower.begin(frame, face, self.time, first=old is None)
         picture = self._picture(frame, face) if seen.picture is None else seen.picture
         if old is None:
             begin = self.time

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from dff.face.arrays import Array, Float, Floats, Ints
+from dff.face.numba_cache import CACHE
+
+EYE_CORNERS = (36, 39, 42, 45)
+"""Landmarks: from left to right in the photo of an upright face."""
 
 COLUMNS = (0.2, 0.5, 0.8)
 """Of the grid over an eye: from one corner, at the left in the photo, to the other."""
@@ -72,6 +77,11 @@ class ExpressionCorrection:
                 f"ExpressionCorrection has numbers as large as {strength:.3g}: is it damaged?"
             )
 
+    @property
+    def eye_units(self) -> Ints:
+        """(N,) the expressions that the network of the eyes changes."""
+        return np.flatnonzero(self.weight[self.landmarks.shape[1] :].any(0))
+
     def in_single_precision(self) -> ExpressionCorrection:
         """The same map for ``change``: its tables are read from memory for each face."""
         return ExpressionCorrection(
@@ -91,15 +101,29 @@ class ExpressionCorrection:
         return np.asarray(hidden @ self.weight + expression @ self.fitted + self.offset)
 
 
-def place_eye_points(landmarks: Floats) -> Floats:
-    """(B, ``EYE_POINTS``, 2) the grids over both eyes of (B, 68, 2) landmarks in a photo."""
-    first, last = landmarks[:, (36, 42)], landmarks[:, (39, 45)]
-    along = last - first
-    upward = np.stack([along[..., 1], -along[..., 0]], axis=-1)
-    column = np.repeat(COLUMNS, len(ROWS))[:, None]
-    row = np.tile(ROWS, len(COLUMNS))[:, None]
-    grid = first[:, :, None] + column * along[:, :, None] + row * upward[:, :, None]
-    return np.asarray(grid.reshape(len(landmarks), EYE_POINTS, 2))
+def place_eye_points(corners: Floats) -> Floats:
+    """(B, ``EYE_POINTS``, 2) the grids over both eyes.
+
+    (B, 4, 2) ``corners``: the landmarks ``EYE_CORNERS`` in a photo.
+    """
+    out = np.empty((len(corners), EYE_POINTS, 2))
+    for face in range(len(out)):
+        fill_eye_points(corners[face], out[face])
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def fill_eye_points(corners, out):  # type: ignore[no-untyped-def]
+    """Fill the (``EYE_POINTS``, 2) grids over both eyes of one face."""
+    n = 0
+    for eye in range(2):
+        first, last = corners[2 * eye], corners[2 * eye + 1]
+        along_x, along_y = last[0] - first[0], last[1] - first[1]
+        for column in COLUMNS:
+            for row in ROWS:
+                out[n, 0] = first[0] + column * along_x + row * along_y
+                out[n, 1] = first[1] + column * along_y - row * along_x
+                n += 1
 
 
 def _mirror_eye_points() -> Ints:

@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from dff.face import fused_network, int16
-from dff.face.arrays import Floats, Ints
 from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig, image_batch
 from dff.face.fused_network import (
     FusedNetwork,
     Workspace,
-    describe_chosen_pixels,
     describe_images,
+    describe_sparsely,
 )
 
 SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
@@ -103,14 +102,12 @@ def test_chosen_pixels_are_described_as_among_all(kind: str) -> None:
     tried = net if kind == "torch" else FusedNetwork(net, reduced=kind == "reduced")
     image = np.random.default_rng(1).integers(0, 256, (64, 40, 3)).astype(np.uint8)
 
-    def choose(logit: Floats) -> Ints:
-        return np.argsort(-logit, axis=None)[:50:3]
-
     with torch.inference_mode():
         ((descriptors,), (logit,)) = describe_images(tried, image[None], batch=1)
-        chosen, descriptor, seen = describe_chosen_pixels(tried, image, choose)
-    np.testing.assert_allclose(seen, logit, atol=1e-5)
-    np.testing.assert_array_equal(chosen, choose(logit))
+        features = describe_sparsely(tried, image)
+        np.testing.assert_allclose(features.face_logit, logit, atol=1e-5)
+        chosen = np.argsort(-logit, axis=None)[:50:3]
+        descriptor = features.describe(chosen)
     among_all = descriptors.reshape(-1, LARGE.dims)[chosen]
     # integers have one unit for the chosen pixels, and one for each row of all
     np.testing.assert_allclose(descriptor, among_all, atol=2e-4 if kind == "reduced" else 1e-5)

@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.config import CorrespondenceConfig, FollowingConfig, TrackingConfig
+from dff.aligner.alignment import Alignment
+from dff.aligner.config import (
+    CorrespondenceConfig,
+    FollowingConfig,
+    SmoothingConfig,
+    TrackingConfig,
+)
+from dff.aligner.fitting.batch import join_rows
+from dff.aligner.fitting.crop import frame_landmarks
+from dff.aligner.fitting.expressions import read_face_descriptors
+from dff.aligner.fitting.visibility import compute_visibility
 from dff.aligner.tracking.following import FaceFollower
-from dff.aligner.tracking.tracker import Tracker
+from dff.aligner.tracking.tracker import Smoother, Tracker
 from dff.face.geometry.transform import geodesic_degrees
 from dff.face.model.landmarks import nme_box
-from dff.face.model.morphable import MorphableModel
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.solve.expression_correction import EYE_POINTS, ExpressionCorrection
 from tests.aligner.oracle import PositionCode, Scene, scene_of
 
 RATE = 25.0
@@ -93,12 +104,102 @@ def test_a_keyframe_holds_for_its_interval_and_for_poses_near_its_own(
     assert followed is not None
     assert follower.follow(film[1].image, followed, 1.39) is not None
     assert follower.follow(film[1].image, followed, 1.4) is None
-    blinking = replace(followed, keyframe=replace(followed.keyframe, blink=0.6))
-    assert follower.follow(film[1].image, blinking, 1.19) is not None
-    assert follower.follow(film[1].image, blinking, 1.2) is None
     near = copy(aligner)
     near.config = replace(aligner.config, following=FollowingConfig(0.4, 1.0, turned=3.0))
     assert FaceFollower(near).follow(film[6].image, followed, 1.1) is None
+
+
+def test_an_unsure_first_alignment_is_soon_repeated(aligner: Aligner, film: list[Scene]) -> None:
+    follower, image = FaceFollower(aligner), film[0].image
+    (found,) = aligner.align(image, [film[0].box])
+    for confidence, first, until in ((0.7, True, 0.2), (0.7, False, 0.4), (0.9, True, 0.4)):
+        face = replace(found, face_confidence=confidence)
+        followed = follower.begin(image, face, 0.0, first=first)
+        assert followed is not None
+        assert follower.follow(image, followed, until - 0.01) is not None
+        assert follower.follow(image, followed, until) is None
+
+
+def test_closed_eyes_are_soon_aligned_again(aligner: Aligner, film: list[Scene]) -> None:
+    follower, image = FaceFollower(aligner), film[0].image
+    (found,) = aligner.align(image, [film[0].box])
+    expression = np.where(np.isin(range(52), follower.blinks), 0.6, found.coefficients.expression)
+    closed = Coefficients(found.coefficients.identity, expression)
+    followed = follower.begin(image, replace(found, coefficients=closed), 0.0)
+    assert followed is not None
+    assert follower.follow(image, followed, 0.19) is not None
+    assert follower.follow(image, followed, 0.2) is None
+
+
+def blinking(
+    aligner: Aligner, scenes: list[Scene], face: Alignment, units: list[int]
+) -> ExpressionCorrection:
+    """The correction that adds 0.8 to ``units`` where eyes look as in the second of two scenes."""
+    fit_model, config = aligner.fit_model, aligner.config
+    state = fit_model.state_of_alignments([face], config.inverse_depth)
+    crops = frame_landmarks(face.landmarks_3d[None], state.rotation, 1.1, config.crop)
+    seen, _ = read_face_descriptors(
+        fit_model,
+        config.visibility,
+        join_rows([aligner.fitter.observers[0].observe([one.image], crops) for one in scenes]),
+        state[np.zeros(2, int)],
+        compute_visibility(fit_model, state[np.zeros(2, int)], config.visibility),
+        mirrored=False,
+    )
+    channels, expressions = seen.shape[2], len(aligner.model.expression)
+    before, after = seen[:, 68:].reshape(2, -1)
+    eyes = (after - before) / np.square(after - before).sum()
+    weight = np.zeros((2, expressions))
+    weight[1, units] = 0.8
+    return ExpressionCorrection(
+        np.zeros((68 + EYE_POINTS, channels)),
+        np.zeros((68 * channels, 1)),
+        eyes[:, None],
+        np.array([0.0, -before @ eyes]),
+        weight,
+        np.zeros((expressions, expressions)),
+        np.zeros(expressions),
+    )
+
+
+def test_lids_follow_what_the_descriptors_over_the_eyes_say(
+    aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    units = [open_head.expression_names.index(f"eyeBlink{side}") for side in ("Left", "Right")]
+    scenes = []
+    for closed in (0.0, 0.75):
+        expression = np.zeros(len(open_head.expression))
+        expression[units] = closed
+        rng, none = np.random.default_rng(3), np.zeros(len(open_head.identity))
+        scenes.append(scene_of(open_head, code, none, expression, yaw=5.0, rng=rng))
+    (face,) = aligner.align(scenes[0].image, [scenes[0].box])
+    correction = blinking(aligner, scenes, face, units)
+    corrected = Aligner(
+        aligner.net,
+        aligner.anchors,
+        open_head,
+        config=aligner.config,
+        expression_correction=correction,
+    )
+    for order in (scenes, scenes[::-1]):
+        (first,) = corrected.align(order[0].image, [order[0].box])
+        moved = []
+        for one in (corrected, aligner):
+            follower = FaceFollower(one)
+            followed = follower.begin(order[0].image, first, 0.0)
+            assert followed is not None
+            for time, scene in ((0.04, order[1]), (0.08, order[0])):
+                followed = follower.follow(scene.image, followed, time)
+                assert followed is not None
+                found = followed.face
+                change = found.coefficients.expression - first.coefficients.expression
+                moved.append(change[units].mean())
+                rest = found.vertices - open_head.vertices(found.coefficients)
+                assert np.abs(rest).max() < 1e-5
+        there, back, alone, _ = moved
+        sign = 1.0 if order is scenes else -1.0
+        assert sign * there > sign * alone + 0.4
+        assert abs(back) < 0.15
 
 
 def test_a_face_that_is_covered_is_aligned_in_full(aligner: Aligner, film: list[Scene]) -> None:
@@ -142,6 +243,27 @@ def test_two_tracks_that_come_to_one_place_are_one_face(
     alone = np.hstack([first, np.zeros_like(second)])
     for i in range(3, 6):
         assert len(tracker.step(alone, i / RATE)) == 1
+
+
+def test_a_blink_passes_the_filter_of_a_face_at_rest(
+    aligner: Aligner, film: list[Scene], open_head: MorphableModel
+) -> None:
+    (face,) = aligner.align(film[0].image, [film[0].box])
+    units = [open_head.expression_names.index(f"eyeBlink{side}") for side in ("Left", "Right")]
+    smoother = Smoother(open_head, SmoothingConfig())
+    rng, closed = np.random.default_rng(2), {20: 0.3, 21: 0.6, 22: 0.6}
+    found = []
+    for i in range(24):
+        expression = face.coefficients.expression + 0.02 * rng.normal(size=52)
+        expression[units] = closed.get(i, 0.0) + 0.02 * rng.normal(size=2)
+        coefficients = Coefficients(face.coefficients.identity, expression)
+        mesh = open_head.vertices(coefficients)
+        smooth = smoother(replace(face, coefficients=coefficients, vertices=mesh), i / RATE)
+        found.append(smooth.coefficients.expression[units].mean())
+        rest = smooth.vertices - open_head.vertices(smooth.coefficients)
+        assert np.abs(rest).max() < 1e-6
+    assert np.abs(np.diff(found[5:20])).max() < 0.01
+    assert found[22] > 0.5
 
 
 def test_following_wants_positive_counts_and_steps_alike() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dff.face.model.landmarks import MIRROR
 from dff.face.solve.expression_correction import (
+    EYE_CORNERS,
     EYE_POINTS,
     MIRRORED_EYE_POINTS,
     ExpressionCorrection,
@@ -49,15 +50,14 @@ def test_changes_are_those_of_two_hidden_layers_and_of_the_fitted_expression() -
 def test_eye_points_of_a_mirrored_photo_are_renamed() -> None:
     landmarks = np.random.default_rng(6).uniform(size=(2, 68, 2)) * 100.0
     flip = np.array([-1.0, 1.0])
-    mirrored = place_eye_points(landmarks[:, MIRROR] * flip)
-    expected = place_eye_points(landmarks)[:, MIRRORED_EYE_POINTS] * flip
+    mirrored = place_eye_points(landmarks[:, MIRROR][:, EYE_CORNERS] * flip)
+    expected = place_eye_points(landmarks[:, EYE_CORNERS])[:, MIRRORED_EYE_POINTS] * flip
     np.testing.assert_allclose(mirrored, expected)
 
 
 def test_eye_points_lie_about_the_line_of_the_corners() -> None:
-    landmarks = np.zeros((1, 68, 2))
-    landmarks[0, [36, 39, 42, 45]] = [[10.0, 50.0], [20.0, 50.0], [40.0, 50.0], [50.0, 50.0]]
-    right, left = place_eye_points(landmarks)[0].reshape(2, 3, 5, 2)
+    corners = np.array([[[10.0, 50.0], [20.0, 50.0], [40.0, 50.0], [50.0, 50.0]]])
+    right, left = place_eye_points(corners)[0].reshape(2, 3, 5, 2)
     np.testing.assert_allclose(right[1], [[15.0, y] for y in (54.0, 52.0, 50.0, 48.0, 46.0)])
     np.testing.assert_allclose(left - right, np.broadcast_to([30.0, 0.0], left.shape))
 
