@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
@@ -26,18 +25,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dff.aligner.service.http import metrics
 from dff.aligner.service.http.access_log import CLIENT_LEFT, AccessLine, print_access_log
-from dff.aligner.service.http.http_parser import use_timed_h11
+from dff.aligner.service.http.http_parser import REFUSED, use_timed_h11
 from dff.aligner.service.http.keys import GUARDED, is_allowed
 from dff.aligner.service.http.limits import UploadLimits
 from dff.aligner.service.http.measures import HEADER, MESSAGE_KEY, Measures
 from dff.aligner.service.http.metrics import Metrics
 from dff.aligner.service.http.problems import MEDIA_TYPE, RETRY_AFTER, Problem, answer_status
+from dff.aligner.service.http.request_id import ensure_request_id
 from dff.aligner.service.http.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
 
 VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
 SERVE_TIMEOUT = "x-request-timeout-seconds"  # header of Ray Serve: 0 for none
 SERVE_NO_DISCONNECT = "x-request-disconnect-disabled"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # paths of health checks, and the seconds within which they are answered
 HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 HEALTH_SECONDS = 1.0
@@ -155,6 +154,8 @@ class Front:
             raise
         finally:
             line.received = scope["state"]["received"]
+            if REFUSED in scope["state"]:  # the rest of the request was no HTTP
+                line.status, line.sent = scope["state"][REFUSED]
             if line.status is None:
                 line.status = CLIENT_LEFT if left else HTTPStatus.INTERNAL_SERVER_ERROR
             line.write()
@@ -366,10 +367,9 @@ def _begin_request(scope: Scope) -> str:
     for name in (SERVE_TIMEOUT, SERVE_NO_DISCONNECT):
         if name in headers:
             del headers[name]
-    given = headers.get("x-request-id", "")
-    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = ensure_request_id(scope)
     headers["x-request-id"] = request_id
-    scope.setdefault("state", {}).update(request_id=request_id, received=0)
+    scope["state"]["received"] = 0
     return request_id
 
 

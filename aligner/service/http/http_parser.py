@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import uuid
+from typing import cast
 
 import h11
+from starlette.datastructures import Headers
+from starlette.types import Scope
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -13,8 +17,12 @@ from dff.aligner.service.http.access_log import AccessLine
 from dff.aligner.service.http.limits import UploadLimits
 from dff.aligner.service.http.metrics import UNREADABLE
 from dff.aligner.service.http.problems import MEDIA_TYPE, Problem
+from dff.aligner.service.http.request_id import ensure_request_id
 
 HEADER_SECONDS = UploadLimits.header_seconds
+REFUSED = "refused"  # in a scope's state: status and bytes of the answer that is given here
+# of the headers of a WebSocket handshake, and bytes of one, at most
+WEBSOCKET_HEADERS, WEBSOCKET_HEADER = 100, 8000
 
 
 class TimedH11Protocol(H11Protocol):
@@ -63,35 +71,85 @@ class TimedH11Protocol(H11Protocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: uvicorn would warn of each request of a client that offers HTTP/2."""
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Let the WebSocket library answer the handshakes that it accepts.
+
+        It would refuse others without problem details and unseen by the front.
+        """
+        if fault := find_handshake_fault(event):
+            problem = Problem("bad-http", f"no WebSocket handshake: {fault}")
+            self._refuse(problem, cast(Scope, self.scope))
+        else:
+            super().handle_websocket_upgrade(event)
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP request, as uvicorn asks for, by problem details."""
-        self._refuse(Problem("bad-http", msg))
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._refuse(Problem("bad-http", msg))
+            return
+        if not cycle.response_started:
+            request_id = ensure_request_id(cast(Scope, cycle.scope))
+            cycle.scope["state"][REFUSED] = self._answer(Problem("bad-http", msg), request_id)
+        # the front is told that the client has left, and writes the request's line
+        cycle.disconnected = True
+        cycle.message_event.set()
+        self.transport.close()
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer the problem, unless an answer has begun, and close the connection.
+    def _refuse(self, problem: Problem, scope: Scope | None = None) -> None:
+        """Answer the problem, unless an answer has been given, and close the connection.
 
         No front sees what is refused here, so the log and the metrics are told here, too.
+        ``scope``: of the request, where it could be read.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            line = AccessLine(uuid.uuid4().hex)
-            answer = problem.to_response(line.request_id)
-            body = bytes(answer.body)
-            headers = [
-                (b"content-type", MEDIA_TYPE.encode()),
-                (b"content-length", str(len(body)).encode()),
-                (b"x-request-id", line.request_id.encode()),
-                (b"connection", b"close"),
-            ]
-            for event in (
-                h11.Response(status_code=answer.status_code, headers=headers),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-            line.status, line.sent = answer.status_code, len(body)
+            if scope is None:
+                line = AccessLine(uuid.uuid4().hex)
+            else:
+                line = AccessLine.of(scope, ensure_request_id(scope))
+            line.status, line.sent = self._answer(problem, line.request_id)
             line.write()
             UNREADABLE.labels(str(line.status)).inc()
         self.transport.close()
+
+    def _answer(self, problem: Problem, request_id: str) -> tuple[int, int]:
+        """Send the problem; its status, and the bytes of the answer's body."""
+        answer = problem.to_response(request_id)
+        body = bytes(answer.body)
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=answer.status_code, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        return answer.status_code, len(body)
+
+
+def find_handshake_fault(request: h11.Request) -> str:
+    """What is wrong with a WebSocket handshake (RFC 6455, section 4.2.1); "" for nothing."""
+    headers = Headers(raw=[*request.headers])
+    keys, versions = headers.getlist("sec-websocket-key"), headers.getlist("sec-websocket-version")
+    try:
+        is_key = len(keys) == 1 and len(base64.b64decode(keys[0], validate=True)) == 16
+    except ValueError:  # also binascii.Error
+        is_key = False
+    if request.method != b"GET":
+        return f"its method is {request.method.decode()}, not GET"
+    if versions != ["13"]:
+        return "its Sec-WebSocket-Version is not 13"
+    if not is_key:
+        return "its Sec-WebSocket-Key is not one of 16 bytes"
+    longest = max(len(name) + len(value) for name, value in request.headers)
+    longest = max(longest, len(request.target))
+    if len(headers.raw) > WEBSOCKET_HEADERS or longest > WEBSOCKET_HEADER:
+        return f"it has more than {WEBSOCKET_HEADERS} headers, or one of {WEBSOCKET_HEADER} bytes"
+    return ""
 
 
 def use_timed_h11(header_seconds: float = HEADER_SECONDS) -> None:

@@ -35,7 +35,7 @@ PATHS = frozenset(
 # of the HTTP parser, which answers before a front sees anything; part of every ``Metrics``
 UNREADABLE = Counter(
     "dff_unreadable_requests",
-    "Connections ended by the HTTP parser: headers that are no HTTP or too slow",
+    "Connections ended by the HTTP parser: headers that are no HTTP, no handshake or too slow",
     ["status"],
     registry=None,
 )

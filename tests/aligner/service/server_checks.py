@@ -121,6 +121,35 @@ def check_slow_headers_are_ended(url: str) -> None:
             assert time.monotonic() - started < PATIENCE + SLACK
 
 
+def check_broken_bodies_are_counted_once(url: str) -> None:
+    """A body that is no HTTP ends its request by status 400, whoever finds that out."""
+    head = f"POST /v1/align HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+
+    def count() -> dict[str, float]:
+        lines = httpx.get(f"{url}/metrics", timeout=20).text.splitlines()
+        series = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {
+            name: float(value)
+            for name, _, value in series
+            if name.startswith(
+                ('dff_requests_total{path="/v1/align"', "dff_unreadable_requests_total")
+            )
+        }
+
+    before = count()
+    for pause in (0.0, 0.2):
+        with connection(url, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()) as client:
+            time.sleep(pause)
+            client.sendall(b"zz\r\n")
+            status, body = read_answer(client)
+        assert (status, json.loads(body)["type"]) == (400, "/problems/bad-http")
+    after = count()
+    more = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert {name: rise for name, rise in more.items() if rise} == {
+        'dff_requests_total{path="/v1/align",status="400"}': 2.0
+    }
+
+
 def check_request_ids(url: str) -> None:
     """The client's id is taken where it is usable; an answer has one id, also one of an error."""
     with httpx.Client(base_url=url, timeout=20) as client:
@@ -246,6 +275,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_silent_senders_stop_nobody,
     check_trickling_senders_are_ended,
     check_slow_headers_are_ended,
+    check_broken_bodies_are_counted_once,
     check_request_ids,
     check_bodies_arrive_whole,
     check_browsers_of_other_origins,
