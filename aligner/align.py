@@ -40,7 +40,7 @@ from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.aligner.fitting.refinement import Refiner
-from dff.aligner.found_faces import FoundFaces, describe_missing_face
+from dff.aligner.found_faces import FoundFaces, accept_faces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter, SteppedFaces
@@ -289,7 +289,7 @@ class Aligner:
         fits = yield from self._align_faces(images, detections, given, faces)
         fits = [some if given[i] else self._confirm_fits(some) for i, some in enumerate(fits)]
         out = [
-            [face for _, face in some] if given[i] else _accepted([face for _, face in some])
+            [face for _, face in some] if given[i] else accept_faces([face for _, face in some])
             for i, some in enumerate(fits)
         ]
         failed = [
@@ -311,11 +311,11 @@ class Aligner:
                 if search.upright:
                     fits[i] += later
                 failed[i] += [face for _, face in later if face.failed]
-                out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
+                out[i] = accept_faces(out[i] + [face for _, face in later]) if later else out[i]
         for i, fitted in enumerate(fits):
             if not given[i]:
                 refits = yield from self._refit(images[i], fitted, out[i])
-                out[i] = _accepted(out[i] + refits) if refits else out[i]
+                out[i] = accept_faces(out[i] + refits) if refits else out[i]
         return [FoundFaces(some, failed[i]) for i, some in enumerate(out)]
 
     def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
@@ -806,18 +806,6 @@ def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> l
 
 def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:
     return all(face.face_confidence < SURE_FROM for face in accepted)
-
-
-def _accepted(found: list[Alignment]) -> list[Alignment]:
-    """The detections that did not fail, by falling confidence, each face once."""
-    kept: list[Alignment] = []
-    for one in sorted(found, key=lambda face: -face.face_confidence):
-        box = Box.around(one.landmarks_3d[:, :2])
-        if not one.failed and not any(
-            same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in kept
-        ):
-            kept.append(one)
-    return kept
 
 
 def _shrunk(box: Box, share: float) -> Box:

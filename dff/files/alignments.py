@@ -435,15 +435,20 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
     """
     kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    refusal = f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}"
     try:
         content = kind.validate_json(data)
-        return {name: [Box(*corners) for corners in some] for name, some in content.items()}
-    except ValueError as error:
-        # pydantic's own message has several lines for each wrong value
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(
-            f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}"
-        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]  # pydantic's own message has several lines for each wrong value
+        name = f"{first['loc'][0]!r}: " if first["loc"] else ""
+        raise ValueError(f"{refusal}: {name}{first['msg']}") from error
+    boxes = {}
+    for name, some in content.items():
+        try:
+            boxes[name] = [Box(*corners) for corners in some]
+        except ValueError as error:
+            raise ValueError(f"{refusal}: {name!r}: {error}") from error
+    return boxes
 
 
 def assign_boxes(

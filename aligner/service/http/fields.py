@@ -185,6 +185,14 @@ async def _parse_json(body: bytes, names: FieldNames) -> FormData:
 
 
 def _decode_base64(name: str, value: Any) -> bytes:
+    """The bytes of a file in base64, or of a ``data:`` URL, as browsers read files.
+
+    Raises Problem ``bad-request``.
+    """
+    if isinstance(value, str) and value.startswith("data:"):
+        head, _, value = value.partition(",")
+        if not head.endswith(";base64"):
+            raise Problem("bad-request", f"{name} is a data: URL without base64")
     try:
         return base64.b64decode(value, validate=True)
     except (ValueError, TypeError) as error:

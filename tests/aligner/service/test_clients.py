@@ -263,6 +263,8 @@ def test_photos_may_come_as_json(client: TestClient) -> None:
     text = base64.b64encode(GOOD).decode()
     one = client.post("/v1/align", json={"image": text, "boxes": [BOX], "mesh": True}).json()
     assert one["faces"] == post(client, boxes=json.dumps([BOX]), mesh="1")["faces"]
+    by_browser = client.post("/v1/align", json={"image": f"data:image/jpeg;base64,{text}"}).json()
+    assert by_browser["faces"] == post(client)["faces"]
     several = client.post("/v1/align/batch", json={"images": [text, text], "boxes": None})
     assert [len(photo["faces"]) for photo in several.json()["photos"]] == [1, 1]
     for body, told in (
@@ -271,6 +273,7 @@ def test_photos_may_come_as_json(client: TestClient) -> None:
         ("[" * 100_000, "the body is not JSON"),
         ('{"image": 5}', "image is not base64: encode the bytes of the file"),
         ('{"image": "*"}', "image is not base64: encode the bytes of the file"),
+        ('{"image": "data:image/svg+xml,<svg/>"}', "image is a data: URL without base64"),
         ('{"image": "", "bocks": 1}', "unknown field 'bocks'"),
     ):
         answer = client.post(

@@ -199,12 +199,19 @@ def test_a_truncated_jpeg_is_aligned_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", '{"a.png": [[1, 2, 3]]}', '{"a.png": [[5, 5, 1, 1]]}', "{", '{"a": "b"}']
+    ("text", "told"),
+    [
+        ("[]", ""),
+        ("{", ""),
+        ('{"a.png": [], "b.png": [[1, 2, 3]]}', "'b.png': "),
+        ('{"a.png": [], "b.png": [[5, 5, 1, 1]]}', "'b.png': "),
+        ('{"a.png": [], "b.png": null}', "'b.png': "),
+    ],
 )
-def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "boxes.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"boxes\.json"):
+    with pytest.raises(ValueError, match=rf"boxes\.json.*{told}"):
         read_boxes(file)
     with pytest.raises(FileNotFoundError):  # told as other missing files
         read_boxes(tmp_path / "nowhere.json")
