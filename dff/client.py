@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.matching.found_points import FoundPoints
+from dff.aligner.matching.found_points import NO_POINTS, FoundPoints
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto, NoFace, ServiceError
 from dff.face.extras import require_extra
@@ -77,12 +77,17 @@ class _Settings:
         vertices: Sequence[int],
         boxes: tuple[Box | None, Box | None],
     ) -> dict[str, Any]:
-        """The form of ``/v1/match``. Raises BadPhoto for a file that can't be read."""
+        """The form of ``/v1/match``.
+
+        Raises BadPhoto for a file that can't be read, ValueError where nothing is to be matched.
+        """
         fields: dict[str, Any] = {
             "points": np.asarray(points, dtype=np.float64).tolist(),
             "landmarks": [*landmarks],
             "vertices": [int(number) for number in vertices],
         }
+        if not any(fields.values()):
+            raise ValueError(NO_POINTS)
         for name, box in zip(("box_a", "box_b"), boxes, strict=True):
             if box is not None:
                 fields[name] = _corners(box)
@@ -207,7 +212,7 @@ class Client:
     ) -> FoundPoints:
         """Find points of the first photo in the second, as ``dff.match`` does.
 
-        Raises as ``align``, and NoFace where a photo shows none.
+        Raises as ``align``, NoFace where a photo shows none, and ValueError without points.
         """
         settings = self._settings
         form = settings.match_form(photo_a, points, photo_b, landmarks, vertices, (box_a, box_b))

@@ -10,6 +10,8 @@ import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Float
 
+NO_POINTS = "there is nothing to match: give points, landmarks or vertices"
+
 
 @dataclass(frozen=True, eq=False)
 class FoundPoints:

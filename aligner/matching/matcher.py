@@ -22,6 +22,7 @@ from dff.aligner.found_faces import describe_missing_face
 from dff.aligner.image_checks import check_image
 from dff.aligner.matching.calibration import CALIBRATION, MatchCalibration, match_features
 from dff.aligner.matching.config import MatchConfig
+from dff.aligner.matching.found_points import NO_POINTS
 from dff.aligner.matching.result import PointMatches
 from dff.aligner.matching.surface import FaceSurface, Projection
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int, Ints
@@ -166,7 +167,7 @@ class Matcher:
         clicked = check_points(selection.points, image_a)
         wanted = check_vertices(landmarks, vertices, self.aligner)
         if not len(clicked) + len(wanted):
-            raise ValueError("there is nothing to match: give points, landmarks or vertices")
+            raise ValueError(NO_POINTS)
         found = yield from self._find_faces(image_a, selection.box_a, "the first photo", faces)
         second = yield from self._find_faces(image_b, selection.box_b, "the second photo", faces)
         described_second = self.describe(image_b, second[0])

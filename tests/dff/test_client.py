@@ -79,6 +79,8 @@ def test_errors_are_those_of_the_aligner(url: str, toy_model: MorphableModel) ->
             client.align(b"no image")
         with pytest.raises(BadPhoto, match="can't read nowhere"):
             client.align("nowhere.jpg")
+        with pytest.raises(ValueError, match="nothing to match: give points, landmarks or"):
+            client.match(encoded(pixels()), [], encoded(pixels()))
         with pytest.raises(ValueError, match="outside the image"):
             client.align(pixels(), [Box(900, 900, 990, 990)])
     with dff.Client(url) as client, pytest.raises(ServiceError, match="Send a key") as refused:

@@ -77,6 +77,7 @@ ShortDeadline = Annotated[
     float | None,
     Header(
         gt=0,
+        allow_inf_nan=False,
         le=LIMITS.longest_deadline,
         description="seconds from the arrival of the request, default "
         f"{LIMITS.deadline:.0f}: what can't be answered by then is refused at once",
@@ -98,6 +99,7 @@ async def get_long_deadline(
         float | None,
         Header(
             gt=0,
+            allow_inf_nan=False,
             le=LIMITS.longest_deadline,
             description="seconds from the arrival of the request, default "
             f"{LIMITS.longest_deadline:.0f}: what can't be answered by then is refused at once",
@@ -126,6 +128,7 @@ FocalLength = Annotated[
     Query(
         ge=1.0,
         le=1e6,
+        allow_inf_nan=False,
         description="focal length of the camera in pixels, of every photo of the request. Default: "
         "of EXIF, else assumed",
     ),

@@ -416,6 +416,8 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
         ("/v1/align.glb", "image", {"face": "a"}, "bad-request", "face must be a whole number"),
         ("/v1/align", "image", {"focal_px": "a"}, "bad-request", "focal_px must be a number"),
         ("/v1/align", "image", {"focal_px": "0"}, "bad-request", "focal_px must be at least 1"),
+        ("/v1/align", "image", {"focal_px": "nan"}, "bad-request", "focal_px must be a number"),
+        ("/v1/align", "image", {"focal_px": "inf"}, "bad-request", "focal_px must be a number"),
     ],
 )
 def test_a_wrong_field_is_told_what_it_must_be(
