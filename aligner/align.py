@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import cv2
 import numpy as np
 
 from dff.aligner.alignment import (
     Alignment,
     PersonAlignment,
 )
-from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
-from dff.aligner.centre_detector import CentreDetector, StagedDetector
+from dff.aligner.appearance import AppearanceMeter
+from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.confidence import (
     DEFAULT,
     SURE_FROM,
     Calibration,
 )
-from dff.aligner.config import AlignConfig, DetectorConfig
+from dff.aligner.config import AlignConfig
 from dff.aligner.detection import (
     Detection,
     FaceDetector,
@@ -33,20 +32,29 @@ from dff.aligner.detection import (
 )
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.face_request import FaceRequest, Steps
+from dff.aligner.face_search import (
+    Fits,
+    build_detector,
+    describe_coarse_search,
+    find_faces,
+    find_turned_faces,
+    later_searches,
+)
 from dff.aligner.fitting.assessment import average_fits
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
-from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
+from dff.aligner.fitting.multi_image import MultiImageFitter
 from dff.aligner.fitting.refinement import Refiner
-from dff.aligner.found_faces import FoundFaces, accept_faces, describe_missing_face
+from dff.aligner.found_faces import FoundFaces, accept_faces
 from dff.aligner.image_checks import check_box, check_image
+from dff.aligner.person_photos import PersonAligner
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter, SteppedFaces
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
-from dff.face.errors import BadWeights, NoFace
+from dff.face.errors import BadWeights
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.io.assets import load_model
@@ -60,19 +68,8 @@ from dff.infra.networks.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 T = TypeVar("T")
-Fits = Sequence[tuple[Detection, Alignment]]  # detections of a photo and their fits
 
 REPORTERS = 8  # that an aligner keeps, at most: one takes as long as a fifteenth of an alignment
-
-
-@dataclass(frozen=True)
-class LaterSearch:
-    """A search of the photos in which those before found too little."""
-
-    find: Callable[[Bytes], Search[list[Detection]]]
-    # whether a photo is searched, of whose detections these are the fits and the accepted faces
-    is_due: Callable[[Fits, Sequence[Alignment]], bool]
-    upright: bool = True
 
 
 class Aligner:
@@ -136,7 +133,9 @@ class Aligner:
         dense = self._dense_fitter(self.config)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
-        self.detector = detector or self._build_detector(detector_net)
+        self.detector = detector or build_detector(
+            net, anchors, self.fit_model, self.config, detector_net, multiple=self.multiple
+        )
 
     def _dense_fitter(self, config: AlignConfig) -> DenseFitter:
         return DenseFitter(
@@ -148,19 +147,6 @@ class Aligner:
             self.landmark_refinement,
             self.expression_correction,
         )
-
-    def _build_detector(self, detector_net: FusedDetectorNet | None) -> FaceDetector:
-        thorough = DescriptorDetector(
-            self.net,
-            self.anchors,
-            self.fit_model,
-            multiple=self.multiple,
-            config=self.config.detector,
-        )
-        if detector_net is None:
-            return thorough
-        quick = CentreDetector(detector_net, self.fit_model, self.config.centre_detector)
-        return StagedDetector(quick, thorough)
 
     def without_annotation_bias(self) -> Self:
         """The same aligner, whose landmarks are vertices and whose pose is that of the mesh.
@@ -226,20 +212,7 @@ class Aligner:
         "" for one that is not: a quick search leaves out the tiles of images of more than
         ``DetectorConfig.untiled`` pixels.
         """
-        detector, longest = self.detector, 0
-        if isinstance(detector, StagedDetector):
-            detector, longest = detector.thorough, self.config.centre_detector.longest
-        side = max(image.shape[:2])
-        if not isinstance(detector, DescriptorDetector):
-            return ""
-        if not DetectorConfig.untiled < side <= detector.config.untiled:
-            return ""
-        longest = longest or detector.config.longest
-        return (
-            f"the photo was searched for faces only as a whole, shrunk from {side} to {longest} "
-            "pixels, so small faces may be missing: send their boxes or parts of the photo, or use "
-            "`dff align`, which also searches at full size"
-        )
+        return describe_coarse_search(self.detector, self.config, image)
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.
@@ -296,7 +269,7 @@ class Aligner:
             [face for _, face in some if face.failed and not given[i]]
             for i, some in enumerate(fits)
         ]
-        for search in self._later_searches():
+        for search in later_searches(self.detector, self.config, self._detect_turned):
             unsure = [
                 i for i, some in enumerate(fits) if not given[i] and search.is_due(some, out[i])
             ]
@@ -335,21 +308,6 @@ class Aligner:
                 value: T = end.value
                 return value
             answer = None if request is None else self.align_requests([request])[0]
-
-    def _later_searches(self) -> Iterator[LaterSearch]:
-        if isinstance(self.detector, StagedDetector):
-            yield LaterSearch(self.detector.find_what_was_left_out, self._is_unfounded)
-        if self.config.quarter_turns:
-            yield LaterSearch(self._detect_turned, _is_unsure, upright=False)
-
-    def _is_unfounded(self, fits: Fits, accepted: Sequence[Alignment]) -> bool:
-        """Whether the faces for whose sake a thorough search was left out are none.
-
-        Where it was left out, ``find`` has answered at least one of these.
-        """
-        sure = self.config.centre_detector.sure
-        relied_on = [face.failed for detection, face in fits if detection.score >= sure]
-        return bool(relied_on) and all(relied_on)
 
     def _align_faces(
         self,
@@ -505,41 +463,16 @@ class Aligner:
                 f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}"
             )
         asked = None if boxes is None else [None if box is None else [box] for box in boxes]
-        candidates: dict[int, list[Alignment]] = {}
-        left_out: dict[int, str] = {}
         every = yield from self.align_in_steps(images, asked, faces=faces)
-        for i, found in enumerate(every):
-            if not found:
-                left_out[i] = describe_missing_face(found)
-            elif found[0].failed:
-                left_out[i] = found[0].reason
-            else:
-                candidates[i] = found
-        config = self.config.multi_image
-        alone = choose_person(candidates, config) if candidates else {}
-        seen: dict[int, AppearanceDescriptor] = {}
-        for i, face in alone.items():
-            yield None
-            measured = self.appearance_meter.measure(images[i], face)
-            seen[i] = measured.relative_to(self.mean_identity)
-        check = find_strangers(alone, seen, config)
-        doubts = {
-            i: f"may show someone else (agreement {agreement:.2f})"
-            for i, agreement in {**check.doubtful, **check.strangers}.items()
-        }
-        for i, agreement in check.strangers.items():
-            if asked is None or asked[i] is None:  # a box says who is meant
-                left_out[i] = f"not the person of the other photos (agreement {agreement:.2f})"
-                del alone[i]
-        while alone:
-            fitted = yield from self._align_photos_of_person({i: images[i] for i in alone}, alone)
-            lost = {i: face.reason for i, face in fitted.items() if face.failed}
-            if not lost:
-                doubts = {i: why for i, why in doubts.items() if i in fitted}
-                return PersonAlignment.of(self.model, len(images), fitted, left_out, doubts)
-            left_out |= lost  # the others are fitted once more, since these had a say
-            alone = {i: face for i, face in alone.items() if i not in lost}
-        raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
+        person = PersonAligner(
+            self.model,
+            self.config.multi_image,
+            self.appearance_meter,
+            self.mean_identity,
+            self._align_photos_of_person,
+        )
+        aligned = yield from person.align_in_steps(images, every, boxes)
+        return aligned
 
     @cached_property
     def appearance_meter(self) -> AppearanceMeter:
@@ -575,33 +508,11 @@ class Aligner:
     def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> Search[list[Detection]]:
         if boxes is not None:
             return [Detection(check_box(box, image), given=True) for box in boxes]
-        if isinstance(self.detector, DescriptorDetector | StagedDetector):
-            found = yield from self.detector.find_in_steps(image)
-            return found
-        return self.detector.find(image)
+        found = yield from find_faces(self.detector, image)
+        return found
 
     def _detect_turned(self, image: Bytes) -> Search[list[Detection]]:
-        """Detections in three quarter turns of a photo, in pixels of the photo."""
-        height, width = image.shape[:2]
-        shrink = self.config.detector.longest / max(height, width)
-        if shrink < 1.0:
-            size = max(round(width * shrink), 1), max(round(height * shrink), 1)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        scale = np.array([width / image.shape[1], height / image.shape[0]])
-        turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
-        found: list[list[Detection]] = []
-        if isinstance(self.detector, StagedDetector):
-            found = [self.detector.find_sure(one) for one in turned]
-        if not any(found):
-            found = []
-            for one in turned:
-                some = yield from self._detect(one, None)
-                found.append(some)
-        return [
-            detection.turned_back(turns, image.shape).in_photo(scale)
-            for turns, some in enumerate(found, start=1)
-            for detection in some
-        ]
+        return find_turned_faces(self.detector, image, longest=self.config.detector.longest)
 
     def _attempt_again(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
@@ -802,10 +713,6 @@ def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> l
         if not detection.given:
             found.setdefault(id(image), np.zeros(len(images), dtype=bool))[i] = True
     return [some for some in found.values() if some.sum() > 1]
-
-
-def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:
-    return all(face.face_confidence < SURE_FROM for face in accepted)
 
 
 def _shrunk(box: Box, share: float) -> Box:
