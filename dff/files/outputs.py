@@ -70,11 +70,13 @@ def check_suffix(file: Path, suffixes: Sequence[str]) -> None:
 def check_not_inputs(inputs: Iterable[Path | None], outputs: Iterable[Path | None]) -> None:
     """Raise ValueError when an input file, or one output by another, would be overwritten.
 
-    None stands for no file.
+    None stands for no file. Raises it for ``-`` too, which other programs write to the terminal.
     """
     originals = {path.resolve() for path in inputs if path}
     written: set[Path] = set()
     for path in outputs:
+        if path == Path("-"):
+            raise ValueError("- is no file: name one, such as /dev/stdout for standard output")
         if path and path.resolve() in originals:
             raise ValueError(f"{path} is one of the input files: name another place")
         if path and path.resolve() in written:

@@ -167,6 +167,8 @@ MISTAKES = [
     (("serve", "--no-ray", "--api-keys", "s3://b/keys"), "s3://b/keys is an address"),
     (("train", "d", "--out", "w", "--evaluate-on", "s3://b/p"), "s3://b/p is an address"),
     (("align", "file", "--json", "file"), "file is one of the input files"),
+    (("align", "file", "--json", "-"), "- is no file: name one, such as /dev/stdout"),
+    (("match", "file", "p.png", "--points", "1,1", "--json", "-"), "- is no file"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
     (("align", "p.png", "--json", "a", "--draw", "a"), "a is named for two outputs"),
     (("align", "p.png", "--draw", "q.png", "--mask", "q.png"), "q.png is named for two outputs"),
