@@ -274,7 +274,7 @@ async function showSolid() {
       const { SolidView } = await import("./solid.js");
       state.solid ??= new SolidView($("solid"));
     }
-    state.solid.show(one.mesh, answer().triangles, image(), $("textured").checked);
+    state.solid.show(one, answer().triangles, image(), $("textured").checked);
   } catch (error) {
     $("solid").hidden = true;
     $("solid-help").textContent = "This browser has no WebGL: download the mesh instead.";

@@ -5,6 +5,28 @@ import {
 } from "./vendor/three.module.min.js";
 import { OrbitControls } from "./vendor/OrbitControls.js";
 
+const mean = (points) => [0, 1, 2].map((axis) => points.reduce((sum, point) => sum + point[axis], 0) / points.length);
+
+// The mesh with a shallow cone that closes the hole between the lips: else an open mouth shows what is behind the head.
+export function closeMouth(vertices, triangles, innerLips) {
+  const edges = new Map();
+  for (const [i, j, k] of triangles) for (const edge of [[i, j], [j, k], [k, i]]) edges.set(`${edge}`, edge);
+  const following = new Map(); // along the borders, against the triangles beside them
+  for (const [from, to] of edges.values()) if (!edges.has(`${to},${from}`)) following.set(to, from);
+  const lips = mean(innerLips), away = (loop) => Math.hypot(...mean(loop.map((i) => vertices[i])).map((value, axis) => value - lips[axis]));
+  let mouth = null;
+  for (const start of [...following.keys()]) {
+    const loop = [];
+    for (let i = start; following.has(i);) { const next = following.get(i); following.delete(i); loop.push(i); i = next; }
+    if (loop.length > 2 && (!mouth || away(loop) < away(mouth))) mouth = loop;
+  }
+  if (!mouth) return { vertices, triangles };
+  const across = mouth.map((i) => vertices[i][0]), [x, y, z] = mean(mouth.map((i) => vertices[i]));
+  const bottom = [x, y, z - 0.3 * (Math.max(...across) - Math.min(...across))];
+  const cone = mouth.map((i, n) => [i, mouth[(n + 1) % mouth.length], vertices.length]);
+  return { vertices: [...vertices, bottom], triangles: [...triangles, ...cone] };
+}
+
 export class SolidView {
   // Throws where the browser has no WebGL.
   constructor(canvas) {
@@ -29,9 +51,10 @@ export class SolidView {
     });
   }
 
-  // Triangles of the answer, vertices in pixels (z towards the viewer), an image; textured or grey.
-  show(vertices, triangles, photo, textured) {
+  // A face of the answer, its mesh in pixels (z towards the viewer), an image; textured or grey.
+  show(face, outside, photo, textured) {
     this.group.clear();
+    const { vertices, triangles } = closeMouth(face.mesh, outside, face.landmarks_3d.slice(60, 68));
     const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
     for (const v of vertices) for (let i = 0; i < 3; i++) { low[i] = Math.min(low[i], v[i]); high[i] = Math.max(high[i], v[i]); }
     const size = Math.max(high[0] - low[0], high[1] - low[1]) || 1, middle = low.map((l, i) => (l + high[i]) / 2);

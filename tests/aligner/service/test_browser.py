@@ -165,6 +165,38 @@ def test_photos_are_aligned_and_results_saved(page: Any, photos: list[Path]) -> 
     picture(page, "turned")
 
 
+def test_the_hole_between_the_lips_is_closed(page: Any) -> None:
+    """Of a square sheet of 7 by 7 vertices with two holes, an eye's and the mouth's."""
+
+    def number(row: int, column: int) -> int:
+        return 7 * row + column
+
+    eye, mouth = (1, 3), (4, 2)  # rows and columns of cells that are missing
+    cells = [(r, c) for r in range(6) for c in range(6) if (r, c) not in (eye, mouth)]
+    sheet = [(number(r, c), number(r + 1, c), number(r + 1, c + 1)) for r, c in cells]
+    sheet += [(number(r, c), number(r + 1, c + 1), number(r, c + 1)) for r, c in cells]
+    vertices = [[c, r, 0] for r in range(7) for c in range(7)]
+    lips = [[mouth[1] + 0.4, mouth[0] + 0.5, 0.0]] * 8
+    found = page.evaluate(
+        """async (mesh) => {
+            const { closeMouth } = await import(new URL("page/solid.js", location.href));
+            return closeMouth(...mesh);
+        }""",
+        [vertices, sheet, lips],
+    )
+    assert found["vertices"][:-1] == vertices
+    assert found["vertices"][-1] == [2.5, 4.5, pytest.approx(-0.3)]  # behind the middle
+    cone = [tuple(some) for some in found["triangles"][len(sheet) :]]
+    edges = {(some[i], some[i - 2]) for some in [*sheet, *cone] for i in range(3)}
+    open_edges = {frozenset(edge) for edge in edges if edge[::-1] not in edges}
+    corners = [number(r, c) for r, c in ((1, 3), (1, 4), (2, 4), (2, 3))]
+    assert {edge for edge in open_edges if edge <= {*corners}} == {
+        frozenset((corners[i - 1], corners[i])) for i in range(4)
+    }
+    assert len(open_edges) == 4 + 4 * 6  # the eye and the outer border
+    assert len(cone) == 4
+
+
 def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> None:
     page.click("label[for=task-match]")
     upload(page, photos[0], photos[1])
