@@ -54,7 +54,7 @@ class Follower:
     on_start: Callable[[], None] = lambda: None  # workers have begun
 
     def take(self, event: Event) -> None:
-        """Record one event; a step that is done again moves the bar back."""
+        """Record one event."""
         if isinstance(event, Started):
             self.on_start()
         elif isinstance(event, Drawn):
@@ -67,4 +67,18 @@ class Follower:
                     waiting=f"{event.figures.get('wait_fraction', 0.0):.0%}",
                     refresh=False,
                 )
-                self.bar.update(event.step - self.bar.n)
+                show_step(self.bar, event.step)
+
+
+def show_step(bar: tqdm, step: int) -> None:  # type: ignore[type-arg]
+    """Move a bar of the steps; a step that is done again moves it back.
+
+    Its rate is that of the steps after the first one shown, since an earlier run may have done
+    those before.
+    """
+    if bar.n == 0:
+        bar.initial = bar.n = bar.last_print_n = step
+        bar.unpause()
+        bar.refresh()
+    else:
+        bar.update(step - bar.n)

@@ -36,7 +36,7 @@ from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.commands.train_detector import train_detector
-from dff.face.errors import DffError
+from dff.face.errors import DffError, ServiceError
 from dff.face.private_folder import set_missing_temporary_folder
 from dff.infra.files import check_local
 from dff.infra.printing import escape_unprintable_output, printable
@@ -117,7 +117,7 @@ TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on standard error, and so is SIGTERM.
+    """Run the command; an expected error is one line on standard error, and so is a signal.
 
     The exit status is 2 for a ValueError, a mistake in the arguments, ``TERMINATED`` after SIGTERM,
     and 1 for other errors.
@@ -147,6 +147,7 @@ def main() -> None:
             end(TERMINATED)
         if isinstance(error, SystemExit):
             if error.code == INTERRUPTED:
+                typer.secho("dff: interrupted", fg="red", err=True)
                 end(INTERRUPTED)
             raise
         typer.secho(hide_secrets(f"dff: {describe_error(error)}"), fg="red", err=True)
@@ -177,6 +178,8 @@ def describe_error(error: Exception) -> str:
     an OSError names its file.
     """
     match error:
+        case ServiceError() if error.status == 401:
+            text = f"{error.class_name}: {error} Give it by --key or DFF_API_KEY."
         case DffError():
             text = f"{error.class_name}: {error}"
         case MemoryError():

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dff.infra.datasets.dataset import Dataset
 from dff.trainer.config import TrainConfig
 from dff.trainer.data.shard_cache import CacheConfig
+from dff.trainer.events import show_step
 from dff.trainer.meter import Figures
 from dff.trainer.train import TrainingCallbacks, check_gpus, train
 
@@ -40,7 +41,7 @@ def train_here(
     with tqdm(total=config.steps, unit=" steps") as bar:
 
         def show(step: int, figures: Figures) -> None:
-            bar.update(step - bar.n)
+            show_step(bar, step)
             bar.set_postfix(
                 loss=f"{figures['loss']:.3f}", waiting=f"{figures['wait_fraction']:.0%}"
             )

@@ -68,6 +68,12 @@ class NameCounts:
             else [*items[: count - 1], (f"{len(items) - count + 1} others", rest)]
         )
 
+    def bars(self) -> list[tuple[str, int, float]]:
+        """``top``, each with its share of the largest count."""
+        top = self.top()
+        most = max((number for _, number in top), default=1)
+        return [(name, number, number / most) for name, number in top]
+
 
 SCALES: Mapping[str, tuple[str, Floats]] = {
     "yaw": ("degrees", np.arange(-100.0, 101.0, 10.0)),

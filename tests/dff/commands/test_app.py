@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from dff.commands.app import app, describe_error, main
 from dff.demo.photograph import write_photograph
-from dff.face.errors import BadPhoto
+from dff.face.errors import BadPhoto, ServiceError
 from dff.infra.datasets.split import assign_split, default_group
 from dff.infra.networks import weights
 from dff.infra.photos.images import read_image
@@ -49,6 +49,10 @@ WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
         (OSError(28, "No space left on device"), "No space left on device"),
         (MemoryError(), "not enough memory"),
         (BadPhoto("a.jpg: damaged"), "BadPhoto: a.jpg: damaged"),
+        (
+            ServiceError(401, "unauthorized", "Send a key."),
+            "ServiceError: Send a key. Give it by --key or DFF_API_KEY.",
+        ),
     ],
 )
 def test_an_error_is_one_line_without_python_s_names(error: Exception, text: str) -> None:
@@ -303,7 +307,8 @@ def test_a_crash_of_ray_in_the_end_does_not_change_how_a_command_ends(number: in
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 128 + number
     assert ended.stdout == "Ray ended\n"
-    assert len(ended.stderr.splitlines()) <= 1
+    told = {signal.SIGTERM: "dff: stopped by SIGTERM", signal.SIGINT: "dff: interrupted"}
+    assert ended.stderr.strip() == told[signal.Signals(number)]
 
 
 @pytest.mark.ray

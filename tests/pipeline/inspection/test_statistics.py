@@ -16,6 +16,7 @@ from dff.pipeline.inspection.report import CONFIG, YAWS, SampleSelection
 from dff.pipeline.inspection.statistics import (
     SCALES,
     DatasetStatistics,
+    NameCounts,
     describe_light,
     describe_recipe,
     measure_skin_tone,
@@ -212,3 +213,11 @@ def test_a_strip_shows_every_truth(toy_model: MorphableModel) -> None:
     assert np.ptp(tiles["occluders"].astype(int), axis=2).max() == 0
     with pytest.raises(ValueError, match="at least one"):
         strip([])
+
+
+def test_the_longest_bar_may_be_that_of_the_other_names() -> None:
+    many = NameCounts("mouth", {f"name {i}": 20 - i for i in range(20)})
+    bars = many.bars()
+    assert bars[0] == ("name 0", 20, pytest.approx(20 / 45))
+    assert bars[-1] == ("9 others", sum(range(1, 10)), 1.0)
+    assert NameCounts("none", {}).bars() == []
