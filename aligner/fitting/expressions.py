@@ -152,6 +152,11 @@ def read_face_descriptors(
     return (seen[:, MIRRORED_POINTS], visible[:, MIRRORED_POINTS]) if mirrored else (seen, visible)
 
 
+def find_blinks(names: Sequence[str]) -> list[int]:
+    """The rows of the expressions that shut an eye."""
+    return [row for row, name in enumerate(names) if name.startswith("eyeBlink")]
+
+
 def mirror_units(names: Sequence[str]) -> Ints:
     """(E,) for each expression the row of that of the mirrored face; its own where there is none.
 

@@ -23,7 +23,7 @@ from dff.aligner.fitting import kernels
 from dff.aligner.fitting.assessment import AGREEMENT, GATE
 from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.crop import Crops, frame_landmarks
-from dff.aligner.fitting.expressions import EyeReader
+from dff.aligner.fitting.expressions import EyeReader, find_blinks
 from dff.aligner.fitting.fit_model import (
     FitModel,
     FitState,
@@ -87,8 +87,7 @@ class FaceFollower:
         self.aligner, self.config = aligner, aligner.config.following
         self.reporter = aligner.reporter(aligner.fit_model)
         self.side = aligner.config.crop_side(self.config.crop)
-        names = enumerate(aligner.model.expression_names)
-        self.blinks = [row for row, name in names if name.startswith("eyeBlink")]
+        self.blinks = find_blinks(aligner.model.expression_names)
         self.fit_model = build_expression_model(aligner, self.config.expressions)
         self.eyes: EyeReader | None = None
         if aligner.expression_correction is not None:

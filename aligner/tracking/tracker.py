@@ -34,6 +34,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
+from dff.aligner.fitting.expressions import find_blinks
 from dff.aligner.found_faces import describe_refused
 from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.aligner.tracking.following import CLOCK_ERROR, FaceFollower, FollowedFace
@@ -90,8 +91,7 @@ class Smoother:
         self.model, self.landmark_offsets = model, landmark_offsets or LandmarkOffsets()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
         self.pose, self.shape, self.lids = (OneEuro(smoothing) for _ in range(3))
-        names = enumerate(model.expression_names)
-        self.blinks = [row for row, name in names if name.startswith("eyeBlink")]
+        self.blinks = find_blinks(model.expression_names)
         moved = model.expression[self.blinks][:, model.landmarks.vertex[EYES]]
         # face sizes by which shutting the eyes moves the lids
         self.reach = float(np.linalg.norm(moved, axis=-1).max(initial=0.0)) / self.size
