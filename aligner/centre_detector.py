@@ -11,7 +11,7 @@ it is unsure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 
 import cv2
@@ -19,6 +19,7 @@ import numba
 import numpy as np
 from scipy.special import expit, logit
 
+from dff.aligner.area_shrinking import resize_in_steps, shrink_by_area
 from dff.aligner.config import CentreDetectorConfig
 from dff.aligner.detection import (
     INSIDE,
@@ -63,14 +64,12 @@ class CentreDetector:
         return search_to_end(self.find_in_steps(image))
 
     def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
-        """``find`` in steps: each shrinks the photo to a level, or searches the levels."""
-        pyramid = []
-        for level in self._levels(image):
-            pyramid.append(level)
-            yield
+        """``find`` in steps: each shrinks the photo to a level, or searches levels."""
+        pyramid = yield from self._build_levels(image)
         first = pyramid if self.config.all_levels else pyramid[1:]
         parts = [self._search(level, scale) for level, scale in first]
         if len(first) < len(pyramid) and not self._is_settled(parts):
+            yield
             parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
         kept = self._probable(_distinct(score, corners, self.config.sure), score, corners)
@@ -107,7 +106,7 @@ class CentreDetector:
         kept = score[_distinct(score, corners, self.config.sure)]
         return bool((kept >= self.config.sure).any() and (kept != self.config.unsharp_score).all())
 
-    def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
+    def _build_levels(self, image: Bytes) -> Search[list[tuple[Bytes, Floats]]]:
         """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""
         height, width = image.shape[:2]
         config, longest = self.config, max(height, width)
@@ -115,15 +114,15 @@ class CentreDetector:
         side = max(round(wanted / self.multiple), 1) * self.multiple
         scale = side / longest
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        # Averages over areas that are no whole pixels are slow, and little better near scale one.
-        shrinks = cv2.INTER_AREA if scale < 0.75 else cv2.INTER_LINEAR
-        level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
+        level = yield from resize_in_steps(image, size)
+        found = list[tuple[Bytes, Floats]]()
         while True:
-            yield level, np.array([width / level.shape[1], height / level.shape[0]])
+            found.append((level, np.array([width / level.shape[1], height / level.shape[0]])))
+            yield
             half = level.shape[1] // 2, level.shape[0] // 2
             if max(half) < config.coarsest or min(half) < 1:
-                return
-            level = cv2.resize(level, half, interpolation=cv2.INTER_AREA)
+                return found
+            level = shrink_by_area(level, half)
 
     def _search(self, level: Bytes, scale: Floats) -> tuple[Floats, Floats, Floats]:
         """(N,) scores, (N, 4) boxes in the photo and (N, 2, 3) rows of rotations of a level."""
@@ -284,9 +283,10 @@ class StagedDetector:
             or (tiled and seen_in_tile(one))
         ]
 
-    def find_sure(self, image: Bytes) -> list[Detection]:
+    def find_sure(self, image: Bytes) -> Search[list[Detection]]:
         """The confident detections of the quick search."""
-        return self._sure(self.quick.find(image))
+        found = yield from self.quick.find_in_steps(image)
+        return self._sure(found)
 
     def find_what_was_left_out(self, image: Bytes) -> Search[list[Detection]]:
         """Faces of the thorough search of the whole photo, where ``find`` left it out; else none.

@@ -10,7 +10,7 @@ how fully and how purely its pixels agree with it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,6 +19,7 @@ import cv2
 import numba
 import numpy as np
 
+from dff.aligner.area_shrinking import resize_in_steps, shrink_in_steps
 from dff.aligner.config import DetectorConfig
 from dff.aligner.detection import (
     OVERLAP,
@@ -113,7 +114,7 @@ class DescriptorDetector:
     def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
         """``find`` in steps: each shrinks the photo to a level, or searches a level or a tile.
 
-        Large levels and tiles are searched in two steps.
+        For large photos, levels and tiles that takes several of them.
         """
         found, seen = yield from self._search_whole(image)
         if max(image.shape[:2]) <= self.config.untiled:
@@ -135,10 +136,7 @@ class DescriptorDetector:
         likely faces explain all face pixels of the level before.
         """
         config = self.config
-        pyramid = []
-        for level in levels(image, config, self.multiple):
-            pyramid.append(level)
-            yield
+        pyramid = yield from build_levels(image, config, self.multiple)
         coarse, seen = yield from self._search_levels(pyramid[1:])
         if seen and coarse and not config.all_levels:
             found, sharp = distinct(coarse), config.sharp * pyramid[1][1].max()
@@ -156,7 +154,8 @@ class DescriptorDetector:
             return found, finest
         yield
         larger = replace(config, enlarged=config.second_search)
-        enlarged, scale = next(levels(image[part], larger, self.multiple))
+        size, *_ = level_sizes(image[part].shape, larger, self.multiple)
+        enlarged, scale = yield from build_level(image[part], size)
         corner = np.array([part[1].start or 0, part[0].start or 0])
         again, _ = yield from self._search_level(enlarged)
         more = [one.in_photo(scale, corner) for one in again]
@@ -193,9 +192,7 @@ class DescriptorDetector:
             level = image
             if scale[0] != 1.0:
                 size = np.maximum(np.rint(np.array(image.shape[1::-1]) / scale), 1).astype(int)
-                level = cv2.resize(
-                    image, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA
-                )
+                level = yield from shrink_in_steps(image, (int(size[0]), int(size[1])))
                 scale = image.shape[1::-1] / size
             parts = tiles(level.shape, self.config)
             if side == sides[-1]:
@@ -233,6 +230,7 @@ class DescriptorDetector:
         matched = yield from self._match_level(level, pixels or self.config.pixels)
         if len(matched.point) < self.config.fewest:
             return [], matched.seen
+        yield
         pose = self._propose(matched)
         scored = [
             (pose[i : i + 1], *self._score(matched, pose[i : i + 1]))
@@ -321,25 +319,41 @@ def pad_to_multiple(image: Bytes, multiple: int) -> Bytes:
     return padded
 
 
-def levels(image: Bytes, config: DetectorConfig, multiple: int) -> Iterator[tuple[Bytes, Floats]]:
-    """The (H, W, 3) image at falling sizes, each with (2,) photo pixels (x, y) for one of its own.
+def level_sizes(
+    shape: tuple[int, ...], config: DetectorConfig, multiple: int
+) -> list[tuple[int, int]]:
+    """Falling widths and heights of the levels of an image of this ``shape``.
 
     The longer side is a whole ``multiple``, so that little has to be padded. Small photos, which
     cost little, begin enlarged.
     """
-    height, width = image.shape[:2]
+    height, width = shape[:2]
     longest = max(height, width)
     wanted = float(min(max(longest, min(2 * longest, config.enlarged)), config.longest))
-    first = True
-    while first or wanted >= config.coarsest:
-        side = max(int(wanted / multiple + 0.5), 1) * multiple
-        scale = side / longest
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        # Averages over areas that are no whole pixels are slow, and little better near scale one.
-        shrinks = cv2.INTER_AREA if scale < 0.75 else cv2.INTER_LINEAR
-        level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
-        yield level, np.array([width / size[0], height / size[1]])
-        first, wanted = False, wanted / config.ratio
+    sizes = list[tuple[int, int]]()
+    while not sizes or wanted >= config.coarsest:
+        scale = max(int(wanted / multiple + 0.5), 1) * multiple / longest
+        sizes.append((max(1, round(width * scale)), max(1, round(height * scale))))
+        wanted /= config.ratio
+    return sizes
+
+
+def build_level(image: Bytes, size: tuple[int, int]) -> Search[tuple[Bytes, Floats]]:
+    """The (H, W, 3) image at this width and height, with (2,) its pixels (x, y) for one of it."""
+    level = yield from resize_in_steps(image, size)
+    return level, np.array([image.shape[1] / size[0], image.shape[0] / size[1]])
+
+
+def build_levels(
+    image: Bytes, config: DetectorConfig, multiple: int
+) -> Search[list[tuple[Bytes, Floats]]]:
+    """``build_level`` of each of the ``level_sizes``; yields after each."""
+    found = []
+    for size in level_sizes(image.shape, config, multiple):
+        level = yield from build_level(image, size)
+        found.append(level)
+        yield
+    return found
 
 
 def tiles(shape: tuple[int, ...], config: DetectorConfig) -> list[tuple[slice, slice]]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.area_shrinking import shrink_in_steps
 from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.confidence import SURE_FROM
 from dff.aligner.config import AlignConfig, DetectorConfig
@@ -74,12 +74,14 @@ def find_turned_faces(
     shrink = longest / max(height, width)
     if shrink < 1.0:
         size = max(round(width * shrink), 1), max(round(height * shrink), 1)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        image = yield from shrink_in_steps(image, size)
     scale = np.array([width / image.shape[1], height / image.shape[0]])
     turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
     found: list[list[Detection]] = []
     if isinstance(detector, StagedDetector):
-        found = [detector.find_sure(one) for one in turned]
+        for one in turned:
+            some = yield from detector.find_sure(one)
+            found.append(some)
     if not any(found):
         found = []
         for one in turned:

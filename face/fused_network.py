@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numba
@@ -130,7 +131,7 @@ class Workspace:
         ends = np.cumsum([-(-count // LINE) * LINE for count in counts])
         memory = self._memory
         if ends[-1] > len(memory):
-            memory = int16.aligned(int(ends[-1]), np.float32)
+            memory = _allocate(int(ends[-1]))
             if memory.nbytes <= KEPT_BYTES:
                 self._memory = memory
                 self._maps.clear()
@@ -198,10 +199,23 @@ class FusedTrunk:
 
         (H, W, 3) ``image``, uint8 or float32 in 0..1.
         """
-        return self.decode(self.encode(image))
+        return self._finish(self._begin(image))
 
-    def encode(self, image: Bytes | Floats) -> ImageMaps:
-        """The maps of an image after the encoder."""
+    def run_in_steps(self, image: Bytes | Floats) -> Generator[None, None, Floats]:
+        """``__call__`` in a step for each block, where the image has memory of its own.
+
+        In one step where its maps are where the thread's next image would overwrite them.
+        """
+        found = self._begin(image)
+        if found.kept:
+            return self._finish(found)
+        for run in self._blocks(found):
+            yield
+            run()
+        return found.levels[self.first]
+
+    def _begin(self, image: Bytes | Floats) -> ImageMaps:
+        """The maps of an image after the stem."""
         if not image.flags.c_contiguous:  # such as colours in reverse order
             image = image.copy()
         shape = image.shape[0], image.shape[1]
@@ -219,26 +233,30 @@ class FusedTrunk:
                 image = np.divide(image, np.float32(255.0), dtype=np.float32)
             sums = _convolve_image(image, kernel, units, *window, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
-        if self.program is not None:
-            _encode_quantised(*self.program[0], product, tuple(maps))
-            return found
+        return found
+
+    def _finish(self, found: ImageMaps) -> Floats:
+        """The bordered map at the decoder's end, after the stem."""
+        if self.program is None:
+            for run in self._blocks(found):
+                run()
+        else:
+            encoder, decoder = self.program
+            _encode_quantised(*encoder, found.product, tuple(found.levels))
+            _decode_quantised(*decoder, found.product, tuple(found.levels))
+        return found.levels[self.first]
+
+    def _blocks(self, found: ImageMaps) -> Iterator[Callable[[], None]]:
+        """What follows the stem, block by block."""
+        product, maps = found.product, found.levels
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
                 before = maps[level - 1] if level > 0 and number == 0 else maps[level]
-                block.apply(before, product, maps[level])
-        return found
-
-    def decode(self, found: ImageMaps) -> Floats:
-        """The bordered map at the decoder's end."""
-        product, maps = found.product, found.levels
-        if self.program is not None:
-            _decode_quantised(*self.program[1], product, tuple(maps))
-            return maps[self.first]
+                yield partial(block.apply, before, product, maps[level])
         for i in reversed(range(len(self.lateral))):
             level = self.first + i
-            _join(maps[level], maps[level + 1], *self.lateral[i])
-            self.decoder[i].apply(maps[level], product, maps[level])
-        return maps[self.first]
+            yield partial(_join, maps[level], maps[level + 1], *self.lateral[i])
+            yield partial(self.decoder[i].apply, maps[level], product, maps[level])
 
 
 @dataclass(frozen=True)
@@ -296,14 +314,12 @@ class FusedNetwork:
         return descriptor, logit
 
     def describe_in_steps(self, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
-        """``describe`` of one (H, W, 3) image; in two steps where it has memory of its own."""
-        maps = self.trunk.encode(image)
-        if not maps.kept:
-            yield
+        """``describe`` of one (H, W, 3) image, in the steps of its ``FusedTrunk.run_in_steps``."""
+        trunk = yield from self.trunk.run_in_steps(image)
         shape = image.shape[0] // STRIDE, image.shape[1] // STRIDE
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
-        self._apply_heads(self.trunk.decode(maps), descriptor, logit)
+        self._apply_heads(trunk, descriptor, logit)
         return descriptor, logit
 
     def _apply_heads(self, trunk: Floats, descriptor: Floats, logit: Floats) -> None:
@@ -340,7 +356,7 @@ def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats,
 def describe_in_steps(net: Network, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
     """``describe_images`` of one (H, W, 3) image: (h, w, D) descriptors and (h, w) log odds.
 
-    Yields once on the way where that takes long.
+    Yields on the way where that takes long.
     """
     if isinstance(net, FusedNetwork):
         found = yield from net.describe_in_steps(image)
@@ -387,6 +403,16 @@ def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
 # rounded to it.
 LEVEL_UNIT = 2.0 / (32 * 255)
 _KEPT = threading.local()  # the workspace of each thread
+
+
+def _allocate(count: int) -> Floats:
+    """(``count``,) numbers of any value, in memory that begins where registers do.
+
+    NumPy's memory is that of large pages where it is large, which are there several times sooner.
+    """
+    numbers = np.empty(count + LINE, np.float32)
+    skipped = -numbers.ctypes.data // numbers.itemsize % LINE
+    return numbers[skipped : skipped + count]
 
 
 def _get_workspace() -> Workspace:

@@ -10,6 +10,7 @@ import cv2
 import numba
 import numpy as np
 
+from dff.aligner.area_shrinking import shrink_by_area
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.geometry.camera import Box
@@ -67,7 +68,7 @@ class Crops:
         if block > 1:
             wide, high = (max((high - low) // block, 1) for low, high in spans)
             shrink = [wide / (right - left), high / (bottom - top)]
-            part = cv2.resize(part, (wide, high), interpolation=cv2.INTER_AREA)
+            part = shrink_by_area(part, (wide, high))
         # OpenCV counts the first pixel's centre as 0 on both sides of the map part_from_crop.
         map_to_part = np.empty((2, 3))
         for axis, turn in enumerate(((cos * ratio, -sin * ratio), (sin * ratio, cos * ratio))):

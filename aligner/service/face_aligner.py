@@ -68,6 +68,8 @@ class FaceAligner(Protocol):
 
 
 def warm_up(aligner: FaceAligner) -> None:
-    """Align an empty image once, so that everything compiled or loaded on first use is there."""
+    """Align empty images once, so that everything compiled or loaded on first use is there."""
     aligner.prepare()
-    aligner.align_batch([np.full((256, 256, 3), 128, np.uint8)], [[Box(64, 64, 192, 192)]])
+    square, wide = (np.full(shape, 128, np.uint8) for shape in ((256, 256, 3), (96, 1536, 3)))
+    # the second is searched, and shrunk for that
+    aligner.align_batch([square, wide], [[Box(64, 64, 192, 192)], None])

@@ -26,7 +26,14 @@ from dff.aligner.detection import (
     same_face,
     search_to_end,
 )
-from dff.aligner.detector import DescriptorDetector, FacePixels, levels, tiles, unexplained
+from dff.aligner.detector import (
+    DescriptorDetector,
+    FacePixels,
+    build_levels,
+    level_sizes,
+    tiles,
+    unexplained,
+)
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees
@@ -90,7 +97,8 @@ def test_one_face_is_seen_once_and_the_surest_first() -> None:
 )
 def test_levels_shrink_the_photo_and_say_by_how_much(width: int, height: int) -> None:
     search = DetectorConfig()
-    found = list(levels(np.zeros((height, width, 3), np.uint8), search, 32))
+    image = np.zeros((height, width, 3), np.uint8)
+    found = search_to_end(build_levels(image, search, 32))
     sides = [max(level.shape[:2]) for level, _ in found]
     finest = min(max(width, height, min(2 * max(width, height), search.enlarged)), search.longest)
     assert abs(sides[0] - finest) <= 16
@@ -354,7 +362,7 @@ def test_small_faces_of_a_large_photo_are_found(
 
 
 def test_a_large_photo_without_a_face_is_searched_in_short_steps(shipped: Aligner) -> None:
-    """A level at a time: a server answers other photos between them."""
+    """A part of a level at a time: a server answers other photos between them."""
     photo = np.full((6000, 6000, 3), 128, np.uint8)
     detector = shipped.with_quick_search().detector
     assert isinstance(detector, StagedDetector)
@@ -363,7 +371,8 @@ def test_a_large_photo_without_a_face_is_searched_in_short_steps(shipped: Aligne
     for _ in detector.find_in_steps(photo):
         before, began = time.thread_time(), before
         seconds.append(before - began)
-    assert max(seconds) < 0.4 * sum(seconds), seconds
+    assert len(seconds) > 40, "neither the photo is shrunk nor a network run in several steps"
+    assert max(seconds) < 0.3 * sum(seconds), seconds
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -461,9 +470,10 @@ def test_the_finest_level_is_left_out_where_sharp_and_likely_faces_explain_the_n
     quick = DescriptorDetector(shipped.net, shipped.anchors, shipped.fit_model, config=config)
     finest = 0
     for image, truth in photos(shared)[:4]:
-        pyramid = [level for level, _ in levels(image, config, 32)]
+        (width, height), *_ = level_sizes(image.shape, config, 32)
         with patch.object(quick, "_search_level", wraps=quick._search_level) as search:
             found = quick.find(image)
         assert max(overlap(corners(one.box), corners(truth)) for one in found) > 0.4
-        finest += any(call.args[0].shape == pyramid[0].shape for call in search.call_args_list)
+        shapes = [call.args[0].shape for call in search.call_args_list]
+        finest += (height, width, 3) in shapes
     assert (finest < 4) is left_out

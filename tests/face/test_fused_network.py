@@ -124,7 +124,7 @@ def test_views_are_described_as_their_copies(kind: type, *, reduced: bool) -> No
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-def test_an_image_without_kept_memory_is_described_in_two_steps(
+def test_an_image_without_kept_memory_is_described_block_by_block(
     reduced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another image of its shape is described between them."""
@@ -136,11 +136,18 @@ def test_an_image_without_kept_memory_is_described_in_two_steps(
     workspace = Workspace()
     monkeypatch.setattr(fused_network, "_get_workspace", lambda: workspace)
     steps = fused.describe_in_steps(image)
-    next(steps)
-    fused.describe(other[None])
-    with pytest.raises(StopIteration) as end:
-        next(steps)
-    for one, (known,) in zip(end.value.value, want, strict=True):
+    pauses = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found = end.value
+            break
+        pauses += 1
+        fused.describe(other[None])
+    blocks = sum(len(stage) for stage in fused.trunk.stages) + len(fused.trunk.decoder)
+    assert pauses >= blocks
+    for one, (known,) in zip(found, want, strict=True):
         np.testing.assert_array_equal(one, known)
 
 
