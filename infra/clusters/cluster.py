@@ -81,7 +81,9 @@ def connected(
     ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster
     this process runs in. A local Ray has ``workers`` CPUs (default: all of this machine) and
     workers as nice as this process; a cluster has its own. ``env`` holds environment variables for
-    the processes of a local Ray. What was already connected stays as it is and stays connected.
+    the processes of a local Ray. A signal to this process's group does not reach them: it would end
+    Ray before this process can end its work there. What was already connected stays as it is and
+    stays connected.
 
     Raises ClusterError when the address can't be reached or refuses us.
     """
@@ -108,15 +110,16 @@ def connected(
     with _environment(hidden), _session_folder(address) as folder:
         try:
             if address is None:
-                ray.init(
-                    address="local",
-                    _temp_dir=folder,
-                    num_cpus=workers,
-                    object_store_memory=OBJECT_STORE,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
+                with _children_leave_group():
+                    ray.init(
+                        address="local",
+                        _temp_dir=folder,
+                        num_cpus=workers,
+                        object_store_memory=OBJECT_STORE,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                    )
             else:
                 if address != "auto":
                     _reach(address)
@@ -586,6 +589,30 @@ def _private_token() -> dict[str, str | None]:
     if "RAY_AUTH_MODE" in os.environ:
         return {}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+_forking = threading.local()
+
+
+def _leave_group() -> None:
+    """In a child before it becomes another program: begin a process group, where that is wanted."""
+    if getattr(_forking, "leave_group", False):
+        os.setpgid(0, 0)
+
+
+# Ray's processes are started without a choice of the group, but by a function in the child, and
+# so Python calls this there.
+os.register_at_fork(after_in_child=_leave_group)
+
+
+@contextmanager
+def _children_leave_group() -> Iterator[None]:
+    """Give each process that Ray starts from this thread a process group of its own."""
+    _forking.leave_group = True
+    try:
+        yield
+    finally:
+        _forking.leave_group = False
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import ray.data
@@ -28,6 +29,11 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     before = dict(os.environ)
     with connected(None, workers=1, env={"FACE_COLOUR": "green"}):
         assert ray.cluster_resources()["CPU"] == 1
+        processes = psutil.Process().children(recursive=True)
+        ray_processes = [process for process in processes if "ray" in " ".join(process.cmdline())]
+        assert len(ray_processes) > 2
+        # what ends this process's group, as `timeout` does, leaves it time to end its work on Ray
+        assert os.getpgrp() not in [os.getpgid(process.pid) for process in ray_processes]
         seen = ray.get(
             ray.remote(
                 lambda: {k: os.environ.get(k, "") for k in ("FACE_COLOUR", "RAY_AUTH_MODE")}
