@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from importlib.resources import files
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from dff.aligner.service.http.keys import GUARDED
+from dff.aligner.service.http.problems import describe_problems
 from dff.aligner.service.routes.models import NAME
 
 KEYS = {
@@ -34,7 +36,8 @@ _METRICS = {
             "200": {
                 "description": "the metrics",
                 "content": {"text/plain": {"schema": {"type": "string"}}},
-            }
+            },
+            **{str(code): said for code, said in describe_problems("unauthorized").items()},
         },
     }
 }
@@ -60,6 +63,7 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
             routes=app.routes,
             servers=[{"url": app.root_path}] if app.root_path else None,
         )
+        schema["paths"]["/metrics"] = copy.deepcopy(_METRICS)
         examples = _read_examples()
         for path, operations in schema["paths"].items():
             for operation in operations.values():
@@ -67,7 +71,6 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
                 _add_examples(operation, path, examples)
                 if keys and path.startswith(GUARDED):
                     operation["security"] = [{name: []} for name in KEYS]
-        schema["paths"]["/metrics"] = _METRICS
         _add_headers(schema)
         if keys:
             schema["components"]["securitySchemes"] = KEYS

@@ -269,7 +269,10 @@ def test_keys(toy_model: MorphableModel) -> None:
     for path in ("/healthz", "/", "/docs", "/openapi.json", "/v2/health/live"):
         assert ask(app, "GET", path).status_code == 200
     schema = ask(app, "GET", "/openapi.json").json()
-    assert schema["paths"]["/v1/align"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    for path, method in (("/v1/align", "post"), ("/metrics", "get")):
+        operation = schema["paths"][path][method]
+        assert operation["security"] == [{"bearer": []}, {"header": []}]
+        assert "401" in operation["responses"]
     assert "security" not in schema["paths"]["/healthz"]["get"]
 
 
