@@ -1,8 +1,8 @@
 """Compile the numerical kernels once: numba keeps them beside the sources.
 
-Otherwise the first process that needs a kernel compiles it, which takes the first alignment some
-20 s; and the tests, which start many processes, compile most of them several times. ``make setup``
-runs this.
+Otherwise the first process that needs a kernel compiles it, which takes the first alignment about a
+minute; and the tests, which start many processes, compile most of them several times. ``make
+setup`` and the build of the image run this.
 """
 
 from __future__ import annotations

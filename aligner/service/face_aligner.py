@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ from dff.aligner.face_request import FaceRequest, Steps
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
+from dff.infra.photos.images import read_image
+
+SAMPLE = Path(__file__).parent / "page" / "sample.jpg"  # of the page for people
 
 Boxes = Sequence[Box] | None  # None: the faces are detected
 Photo = tuple[Bytes, Boxes]  # (H, W, 3) uint8 RGB, and boxes in its pixels
@@ -68,8 +72,11 @@ class FaceAligner(Protocol):
 
 
 def warm_up(aligner: FaceAligner) -> None:
-    """Align empty images once, so that everything compiled or loaded on first use is there."""
+    """Align photos, so that what is compiled or loaded on first use is there for the next one.
+
+    One shows a face, which is found as in a request: without it, the search for faces or the fit
+    would compile their kernels for the first client, which takes half a minute.
+    """
     aligner.prepare()
-    square, wide = (np.full(shape, 128, np.uint8) for shape in ((256, 256, 3), (96, 1536, 3)))
-    # the second is searched, and shrunk for that
-    aligner.align_batch([square, wide], [[Box(64, 64, 192, 192)], None])
+    wide = np.full((96, 1536, 3), 128, np.uint8)  # is shrunk for the search
+    aligner.align_batch([read_image(SAMPLE), wide])

@@ -106,6 +106,7 @@ def place_eye_points(corners: Floats) -> Floats:
 
     (B, 4, 2) ``corners``: the landmarks ``EYE_CORNERS`` in a photo.
     """
+    corners = np.ascontiguousarray(corners)  # one kernel for corners of every layout
     out = np.empty((len(corners), EYE_POINTS, 2))
     for face in range(len(out)):
         fill_eye_points(corners[face], out[face])
