@@ -13,6 +13,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 const state = { photos: [], current: -1, face: 0, step: 0, playing: 0, marking: false, drag: null, request: null, live: null, solid: null };
 
 const photo = () => state.photos[state.current];
+const shownFile = () => (state.live ?? photo()).file;
 const answer = () => state.live?.answer ?? photo()?.answer;
 const image = () => state.live?.image ?? photo()?.image;
 const face = () => answer()?.faces[state.face];
@@ -378,8 +379,8 @@ function drawFace(one, unit) {
 // ---- webcam ----------------------------------------------------------------------------------------------------
 
 const webcam = new Webcam({
-  onFrame(picture, found) {
-    state.live = { image: picture, answer: found };
+  onFrame(picture, found, file) {
+    state.live = { image: picture, answer: found, file };
     state.face = Math.min(state.face, Math.max(0, (found?.faces.length ?? 1) - 1));
     state.step = 0;
     $("drop").hidden = true;
@@ -435,23 +436,32 @@ for (const input of document.querySelectorAll("[name=task]")) input.addEventList
 // ---- downloads -------------------------------------------------------------------------------------------------
 
 $("save-json").addEventListener("click", () => save(new Blob([JSON.stringify(answer())], { type: "application/json" }), "alignment.json"));
-$("save-csv").addEventListener("click", () => save(new Blob([csv(answer())], { type: "text/csv" }), "alignment.csv"));
+$("save-csv").addEventListener("click", () => save(new Blob([csv(shownFile().name, answer())], { type: "text/csv" }), "alignment.csv"));
 $("save-png").addEventListener("click", () => canvas.toBlob((blob) => save(blob, "alignment.png")));
 $("save-glb").addEventListener("click", async () => {
   $("save-glb").disabled = true;
-  try { save(await (await send("v1/align.glb", { image: photo().file, boxes: [face().box] })).blob(), "face.glb"); } catch (error) { showError(error); }
+  try { save(await (await send("v1/align.glb", { image: shownFile(), boxes: [face().box] })).blob(), "face.glb"); } catch (error) { showError(error); }
   $("save-glb").disabled = false;
 });
 
-// One row a face.
-function csv({ faces }) {
-  const numbers = [...Array(68).keys()];
-  const columns = ["face", "confidence", "failed", "yaw", "pitch", "roll", ...["x", "y", "visibility"].flatMap((name) => numbers.map((i) => `${name}_${i}`))];
+// One row a face; the columns of `dff align --csv`, but X, Y and Z of the landmarks. Frames of a video have no `model`,
+// and so no names for expressions.
+function csv(name, { faces, model }) {
+  const points = (axis) => [...Array(68).keys()].map((i) => `${axis}_${i}`);
+  const columns = [
+    "image", "face_id", "confidence", "success", "error", "pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz",
+    ...points("x"), ...points("y"), ...(model?.expression_names ?? []),
+  ];
   const rows = faces.map((one, i) => [
-    i, one.face_confidence, Number(one.failed), one.pose.yaw, one.pose.pitch, one.pose.roll,
-    ...one.landmarks_2d.map(([x]) => x), ...one.landmarks_2d.map(([, y]) => y), ...one.visibility,
+    name, i, one.face_confidence, Number(!one.failed), one.reason,
+    ...[
+      ...one.head_in_camera.translation.map((metres) => 1000 * metres),
+      ...[one.pose.pitch, one.pose.yaw, one.pose.roll].map((degrees) => degrees * Math.PI / 180),
+      ...one.landmarks_2d.map(([x]) => x), ...one.landmarks_2d.map(([, y]) => y), ...(model ? one.expression : []),
+    ].map((value) => value.toFixed(4)),
   ]);
-  return [columns, ...rows].map((row) => row.join(",")).join("\r\n") + "\r\n";
+  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
+  return [columns, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
 }
 
 const at = (path) => new URL(path, location.href);

@@ -67,7 +67,7 @@ export class Webcam {
       if (this.stream !== stream) break;
       if (!answer.faces.length) answer = null;
       this.last = file;
-      this.onFrame(picture, answer);
+      this.onFrame(picture, answer, file);
       count += 1;
       this.say(answer ? `${name}: ${(1000 / (performance.now() - started)).toFixed(1)} frames a second.` : `${name}: no face in this frame.`);
     }

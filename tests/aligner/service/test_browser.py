@@ -5,6 +5,7 @@ Skipped where Chromium or Playwright is missing. Pictures of the page go to ``$D
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.keys import hash_keys
 from dff.aligner.service.http.limits import Limits
 from dff.face.model.morphable import MorphableModel
+from dff.files.table import FaceTable
 from tests.aligner.oracle import PositionCode, make_scene
 from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
@@ -122,6 +124,13 @@ CONTRASTS = """() => {
     return found.sort((a, b) => a[0] - b[0]);
 }"""
 AA = 4.5  # least contrast of text
+# Clicks on a button for a download while a video is tracked.
+SAVE_FRAME = """(button) => {
+    const [panel, webcam] = ['panel', 'webcam'].map((id) => document.getElementById(id));
+    if (panel.hidden || webcam.getAttribute('aria-pressed') !== 'true') return false;
+    document.getElementById(button).click();
+    return true;
+}"""
 
 
 def outside(address: str, url: str) -> bool:
@@ -139,7 +148,9 @@ def upload(page: Any, *files: Path) -> None:
     page.set_input_files("#file", [str(file) for file in files])
 
 
-def test_photos_are_aligned_and_results_saved(page: Any, photos: list[Path]) -> None:
+def test_photos_are_aligned_and_results_saved(
+    page: Any, photos: list[Path], open_head: MorphableModel
+) -> None:
     upload(page, photos[0], photos[1])
     page.wait_for_selector("#panel:not([hidden])")
     assert page.text_content("#yaw").endswith("°")
@@ -153,8 +164,12 @@ def test_photos_are_aligned_and_results_saved(page: Any, photos: list[Path]) -> 
         assert saving.value.suggested_filename.endswith(suffix)
         data = saved.read_bytes()
         if suffix == ".csv":
-            header, row = data.decode().splitlines()
-            assert len(header.split(",")) == len(row.split(",")) == 6 + 3 * 68
+            header, row = csv.reader(data.decode().splitlines())
+            columns = FaceTable(open_head, ["image"]).columns
+            assert header == [name for name in columns if name[:2] not in ("X_", "Y_", "Z_")]
+            told = dict(zip(header, row, strict=True))
+            assert (told["image"], told["face_id"], told["success"]) == (photos[0].name, "0", "1")
+            assert abs(float(told["pose_Tz"])) > 100  # millimetres
         assert len(data) > 500
     before = page.evaluate("document.getElementById('solid').toDataURL()")
     page.focus("#solid")
@@ -277,12 +292,16 @@ def test_the_faces_of_a_video_are_tracked(page: Any, photos: list[Path], tmp_pat
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"VP80"), 15, (width, height))
     if not writer.isOpened():
         pytest.skip("OpenCV can't write WebM")
-    for frame in [*[frames[0]] * 3, *[frames[1]] * 3]:
+    for frame in [*[frames[0]] * 8, *[frames[1]] * 8]:
         writer.write(frame)
     writer.release()
     sockets: list[str] = []
     page.on("websocket", lambda socket: sockets.append(socket.url))
     upload(page, film)
+    for button, begins in (("csv", b"image,face_id,confidence"), ("glb", b"glTF")):
+        with page.expect_download() as saving:
+            page.wait_for_function(SAVE_FRAME, arg=f"save-{button}")
+        assert Path(saving.value.path()).read_bytes().startswith(begins)
     page.wait_for_selector("#solid-card:not([hidden])")  # the last frame has become a photo
     assert [address.endswith("/v1/track") for address in sockets] == [True]
     picture(page, "video")
