@@ -419,6 +419,12 @@ class Aligner:
         For each image one alignment for each of ``before``, in their order; it may say that it
         failed. Raises BadPhoto as ``align``, ValueError when there are not as many lists as images.
         """
+        return self.run_to_end(self.track_in_steps(images, before))
+
+    def track_in_steps(
+        self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]
+    ) -> Steps[list[list[Alignment]]]:
+        """``track`` as a generator that returns its value and yields between parts of passes."""
         if len(images) != len(before):
             raise ValueError(f"{len(images)} images with alignments for {len(before)}")
         for image in images:
@@ -429,7 +435,9 @@ class Aligner:
             chunk = faces[begin : begin + self.config.batch]
             boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
             start = self.fitter.resume([face for _, face in chunk])
-            out += self._align(self.fitter, [image for image, _ in chunk], boxes, start)
+            some = [image for image, _ in chunk]
+            found = yield from self._align_in_steps(self.fitter, some, boxes, start)
+            out += found
         rest = iter(out)
         return [[next(rest) for _ in some] for some in before]
 
@@ -456,7 +464,7 @@ class Aligner:
     ) -> Steps[PersonAlignment]:
         """``align_person`` as a generator, as ``align_in_steps`` is one of ``align_batch``.
 
-        It also yields between the passes of the fit to all photos.
+        It also yields between the parts of the passes of the fit to all photos.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(
@@ -575,7 +583,7 @@ class Aligner:
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
         rivals: Sequence[Bools] = (),
     ) -> Steps[list[Alignment]]:
-        """``_align`` as a generator, which yields after each pass."""
+        """``_align`` as a generator, which yields after each part of a pass."""
         reporter = self.reporter(fitter.fit_model)
         passes: list[SteppedFaces] = []
 
@@ -590,11 +598,15 @@ class Aligner:
 
         fit = start
         for done in fit_passes(fitter, images, start, give_up=give_up):
-            fit = done.all_faces
-            passes.append(SteppedFaces.of(done))
+            if done is not None:
+                fit = done.all_faces
+                passes.append(SteppedFaces.of(done))
             yield None
         if averaged:
-            others = [last_fit(other, images, begin) for other, begin in averaged]
+            others = []
+            for other, begin in averaged:
+                last = yield from last_fit(other, images, begin)
+                others.append(last)
             fit = average_fits(fitter.fit_model, fit, others)
         return reporter.report(fit, boxes, passes)
 

@@ -41,7 +41,7 @@ from dff.face.numba_cache import CACHE
 
 STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
 QUANTISED_STRIP = 8192  # the same in integers: the result and its integers fill the L1
-KEPT_BYTES = 64 << 20  # of a workspace, at most, that a thread keeps for its next images
+KEPT_BYTES = 32 << 20  # of a workspace, at most, that a thread keeps for its next images
 LINE = 16  # float32 of a line of the cache, where maps begin
 TILE = 256  # numbers that innermost loops run over at least, where the columns allow it
 
@@ -99,8 +99,8 @@ class ImageMaps(NamedTuple):
 class Workspace:
     """Memory of a thread for the maps of one image at a time, as much as its largest image took.
 
-    Maps of different shapes share it: a thread needs 23 MB for a photo of 1,024 x 1,024 pixels, and
-    not the sum over all crops and photos of late.
+    Maps of different shapes share it: a thread needs 25 MB for the quick search of 1,024 x 1,024
+    pixels, and not the sum over all crops and photos of late.
     """
 
     def __init__(self) -> None:

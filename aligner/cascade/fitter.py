@@ -11,7 +11,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.cascade.features import PointFeatures
 from dff.aligner.cascade.model import Cascade, Stage, fingerprint
 from dff.aligner.config import AlignConfig
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search
 from dff.aligner.fitting.assessment import assess, move_fit
 from dff.aligner.fitting.change import apply_change, turns_about_z
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
@@ -73,7 +73,7 @@ class CascadeFitter:
             detections.append(Detection(box, face.face_confidence, pose=state))
         return self.begin(detections)
 
-    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> Search[FaceFit]:
         """Apply one stage; after the last one observe the final states."""
         fit_model, config = self.fit_model, self.config
         crops = before.crops if number == 0 else self._crops(before.state)
@@ -81,7 +81,7 @@ class CascadeFitter:
         state = self._apply(stage, images, crops, before.state)
         if number + 1 < self.passes:
             return move_fit(fit_model, before, state)
-        observation = self.observer.observe(images, self._crops(state))
+        observation = yield from self.observer.observe_in_steps(images, self._crops(state))
         after = assess(fit_model, self.observer, observation, before, state, config.visibility)
         return replace(after, lost=observation.matched < config.observation.fewest)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, search_to_end
 from dff.aligner.evaluation.calibration import disturb_box
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import last_fit
@@ -42,6 +42,6 @@ def fit_views(
     people: dict[str, int] = {}
     for number, row in enumerate(rows):
         box = disturb_box(Box.around(row.landmarks_3d.astype(np.float64)), rng)
-        last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)]))
+        search_to_end(last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)])))
         yield row, people.setdefault(row.identity_id, len(people))
         watch(number + 1)

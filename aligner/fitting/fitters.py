@@ -10,7 +10,7 @@ import numpy as np
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search
 from dff.aligner.fitting.assessment import assess, move_fit, see_meshes
 from dff.aligner.fitting.batch import replace_rows, with_fields
 from dff.aligner.fitting.correction import Corrector, LinearCorrector
@@ -121,7 +121,7 @@ class DenseFitter:
         crops = frame_faces(fit_model, state, config.later_margin, side)
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 
-    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> Search[FaceFit]:
         """Observe the photos, step the states to the matches, correct and assess them."""
         fit_model, config = self.fit_model, self.config
         which = number % len(self.observers)
@@ -131,11 +131,13 @@ class DenseFitter:
             before = see_meshes(fit_model, before, config.visibility)
         if number == 1 and len(self.observers) > 1 and not self.pools:
             before = self._without_match_errors(before)
-        seen = observe_faces(observer, images, crops, before)
+        seen = yield from observe_faces(observer, images, crops, before)
         if len(seen.rows) == 0:
             return seen.all_faces
         observation = seen.observation
+        yield
         before, state = self._solve(number, observation, seen.before, followed=followed)
+        yield
         if self.corrector is not None and not before.detected.any():  # their visibility is known
             state = self.corrector.correct(
                 observation, state, before.visibility, mirrored=which == 1

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.detection import Detection
+from dff.aligner.detection import Detection, Search
 from dff.aligner.fitting.batch import replace_rows
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel
@@ -31,8 +31,11 @@ class Fitter(Protocol):
         """The fit model whose states are fitted."""
         ...
 
-    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
-        """The fits of B faces after pass ``number`` over their ``images``; some may be lost."""
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> Search[FaceFit]:
+        """The fits of B faces after pass ``number`` over their ``images``; some may be lost.
+
+        Yields between its parts.
+        """
         ...
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
@@ -77,8 +80,8 @@ def fit_passes(
     fit: FaceFit,
     *,
     give_up: Callable[[Pass], Bools] | None = None,
-) -> Iterator[Pass]:
-    """Fit B faces, each in its image; yields every pass.
+) -> Iterator[Pass | None]:
+    """Fit B faces, each in its image; yields every pass, and None between the parts of one.
 
     ``give_up``: whether each of the faces of a pass takes no further one.
     """
@@ -86,7 +89,7 @@ def fit_passes(
     for number in range(fitter.passes):
         everyone = len(active) == len(images)
         before = fit if everyone else fit[active]
-        after = fitter.step(number, [images[i] for i in active.tolist()], before)
+        after = yield from fitter.step(number, [images[i] for i in active.tolist()], before)
         fit = after if everyone else replace_rows(fit, active, after)
         stepped = ~after.lost
         motion = np.where(before.detected, np.inf, after.motion)[stepped]
@@ -100,8 +103,10 @@ def fit_passes(
             return
 
 
-def last_fit(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> FaceFit:
-    """The fits of B faces after all passes."""
+def last_fit(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Search[FaceFit]:
+    """The fits of B faces after all passes; yields between the parts of these."""
     for done in fit_passes(fitter, images, fit):
-        fit = done.all_faces
+        if done is not None:
+            fit = done.all_faces
+        yield
     return fit

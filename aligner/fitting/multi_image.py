@@ -23,6 +23,7 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import AlignConfig, MultiImageConfig
+from dff.aligner.detection import Search
 from dff.aligner.fitting.assessment import assess
 from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.change import in_photo
@@ -90,11 +91,12 @@ class MultiImageFitter:
         if correction is not None:
             self.corrector = LinearCorrector(self.fit_model, correction, config.visibility)
         scales = [TtaTransform(scale) for scale in config.multi_image.scales]
+        batch = max(config.observation.network_batch // len(scales), 1)
         self.observer = Observer(
             TtaNetwork(net, scales, multiple=multiple),
             anchors,
             describe_landmarks(anchors, self.fit_model.landmark_mean),
-            config.observation,
+            replace(config.observation, network_batch=batch),
         )
         self.expression_corrector: ExpressionCorrector | None = None
         if expression_correction is not None:
@@ -125,18 +127,20 @@ class MultiImageFitter:
         crops = frame_faces(fit_model, state, config.margin, config.crop)
         return FaceFit.begin(fit_model, state, crops, config, detected=True, trust=trust)
 
-    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> Search[FaceFit]:
         """Fit all photos to soft correspondences, then adjust them photometrically."""
         fit_model, config = self.fit_model, self.config
         crops = next_crops(before, number, config)
-        seen = observe_faces(self.observer, images, crops, before)
+        seen = yield from observe_faces(self.observer, images, crops, before)
         if len(seen.rows) == 0:
             return seen.all_faces
         observation, before = seen.observation, seen.before
         face_size = fit_model.face_size(before.state)
-        state, system = self._fit_correspondences(number, observation, before, face_size)
+        yield
+        state, system = yield from self._fit_correspondences(number, observation, before, face_size)
+        yield
         if number > 0 and len(seen.rows) > 1 and config.photometric.observations > 0:
-            found = adjust_photometrically(
+            found = yield from adjust_photometrically(
                 self.skin,
                 fit_model,
                 [images[i] for i in seen.rows],
@@ -147,6 +151,7 @@ class MultiImageFitter:
                 trust=before.trust**2,
             )
             state = self._accept(found, state, face_size)
+            yield
         after = assess(fit_model, self.observer, observation, before, state, config.visibility)
         motion = np.where(seen.before.detected, np.inf, after.motion)
         if self.expression_corrector is not None and is_last_pass(self, number, motion):
@@ -163,8 +168,11 @@ class MultiImageFitter:
 
     def _fit_correspondences(
         self, number: int, observation: Observation, before: FaceFit, face_size: Floats
-    ) -> tuple[FitState, Floats]:
-        """The state by soft correspondences, and the (B, Q, Q) Gauss-Newton matrices about it."""
+    ) -> Search[tuple[FitState, Floats]]:
+        """The state by soft correspondences, and the (B, Q, Q) Gauss-Newton matrices about it.
+
+        Yields before every step.
+        """
         fit_model, config, state = self.fit_model, self.config, before.state
         solver, person = config.solver, config.multi_image
         whole = person.whole_face * face_size**2
@@ -192,10 +200,12 @@ class MultiImageFitter:
             weight = scale_weights(found_weight, solver.observations) * share[:, None]
             pull = mean, basis, weight
             for _ in range(person.steps):
+                yield
                 system, gradient = _linearise(observation.px, state, pull, lines, noise)
                 found = shared_step(state, system, gradient, shared=fit_model.shared, config=person)
                 state = self._accept(found, state, face_size)
         if self.corrector is not None:
+            yield
             system, gradient = _linearise(observation.px, state, pull, lines, noise)
             # What a photo's fit misses moves the minimum of its own correspondences.
             gradient += (system @ self._predict_missing(observation, state)[..., None])[..., 0]

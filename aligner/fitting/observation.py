@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from dff.aligner.config import ObservationConfig
+from dff.aligner.detection import Search, search_to_end
 from dff.aligner.fitting.batch import replace_rows, take_rows, with_fields
 from dff.aligner.fitting.correspondence import (
     Matches,
@@ -75,17 +76,27 @@ class Observer:
 
     def observe(self, images: Sequence[Bytes], crops: Crops) -> Observation:
         """Observe B photos through their crops."""
-        pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
-        descriptor, face_logit = self.describe(pixels)
+        return search_to_end(self.observe_in_steps(images, crops))
+
+    def observe_in_steps(self, images: Sequence[Bytes], crops: Crops) -> Search[Observation]:
+        """``observe`` in steps: each cuts a crop, or describes ``network_batch`` of them."""
+        cut = []
+        for i, image in enumerate(images):
+            cut.append(crops.cut(image, i))
+            yield
+        descriptor, face_logit = yield from self._describe(np.stack(cut))
         matches = self.match(descriptor, face_logit)
         px = crops.photo_from_crop(matches.grid)
         return Observation(crops, matches, px, descriptor, face_logit)
 
-    def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
+    def _describe(self, pixels: Bytes) -> Search[tuple[Floats, Floats]]:
         """(B, D, h, w) descriptors and (B, h, w) log odds of the face of (B, S, S, 3) crops."""
+        batch, parts = self.config.network_batch, []
+        for begin in range(0, len(pixels), batch):
+            parts.append(describe_images(self.net, pixels[begin : begin + batch], batch=batch))
+            yield
         # rows of pixels, as the fast networks write them
-        batch = self.config.network_batch
-        descriptor, face_logit = describe_images(self.net, pixels, batch=batch)
+        descriptor, face_logit = (_join(some) for some in zip(*parts, strict=True))
         return descriptor.transpose(0, 3, 1, 2), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
@@ -124,9 +135,9 @@ class MirroredObserver(Observer):
     ) -> None:
         super().__init__(net, anchors, landmark_descriptor[MIRROR], config)
 
-    def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
+    def _describe(self, pixels: Bytes) -> Search[tuple[Floats, Floats]]:
         mirrored = np.stack([cv2.flip(one, 1) for one in pixels])
-        descriptor, face_logit = super().describe(mirrored)
+        descriptor, face_logit = yield from super()._describe(mirrored)
         return descriptor[..., ::-1], face_logit[..., ::-1]
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
@@ -164,14 +175,19 @@ class SeenFaces:
 
 def observe_faces(
     observer: Observer, images: Sequence[Bytes], crops: Crops, before: FaceFit
-) -> SeenFaces:
-    """Observe B faces in their photos, one crop each."""
-    observation = observer.observe(images, crops)
+) -> Search[SeenFaces]:
+    """Observe B faces in their photos, one crop each, in the steps of ``observe_in_steps``."""
+    observation = yield from observer.observe_in_steps(images, crops)
     seen = observation.matched >= observer.config.fewest
     rows, all_faces = np.flatnonzero(seen), with_fields(before, lost=~seen)
     if 0 < len(rows) < len(seen):  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
     return SeenFaces(observation, before, rows, all_faces)
+
+
+def _join(parts: Sequence[Floats]) -> Floats:
+    """Arrays of some faces each, one after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:

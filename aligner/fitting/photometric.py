@@ -25,6 +25,7 @@ import numpy as np
 from scipy.special import expit
 
 from dff.aligner.config import AlignConfig, PhotometricFitConfig
+from dff.aligner.detection import Search
 from dff.aligner.fitting.crop import Crops, row_turns
 from dff.aligner.fitting.depth_buffer import DepthBuffer
 from dff.aligner.fitting.fit_model import FitModel, FitState, PersonFitModel
@@ -162,12 +163,13 @@ def adjust_photometrically(
     config: AlignConfig,
     *,
     trust: Floats,
-) -> FitState:
+) -> Search[FitState]:
     """The state of B photos of one person that explains their brightness, given ``system``.
 
     ``images``: (H, W, 3) uint8 RGB. The rows of ``state`` share their first coefficients.
     ``system``: (B, Q, Q) Gauss-Newton matrices of the soft correspondences about ``state``, in the
-    columns of ``perspective_jacobian``. ``trust`` (B,): weight of each photo, 0 to 1.
+    columns of ``perspective_jacobian``. ``trust`` (B,): weight of each photo, 0 to 1. Yields in
+    every Gauss-Newton step, also after each photo.
     """
     settings, person = config.photometric, config.multi_image
     b, columns = system.shape[:2]
@@ -183,7 +185,9 @@ def adjust_photometrically(
     total = np.zeros(len(held))  # change since ``state``
     found, shading = state, None
     for number in range(settings.steps):
+        yield
         seen = observe_skin(skin, fit_model, crops, found, observation, settings)
+        yield
         rounds = settings.later_alternations if number else settings.first_alternations
         shading = _explain(seen, shading, per_point, trust, rounds, settings)
         shade = shading.shade(seen)
@@ -195,6 +199,7 @@ def adjust_photometrically(
         stiffness = stiff + (weight * shade**2).sum(0)
         pull = (weight * shade * residual).sum(0) - stiff * (shading.albedo - settings.albedo)
         for i, columns_of_photo in enumerate(unknowns):
+            yield
             rows = residual_jacobian(skin, seen, shading, found, i)
             weighted = rows * weight[i, :, None].astype(np.float32)
             light = columns_of_photo[columns:]
@@ -203,6 +208,7 @@ def adjust_photometrically(
             gradient[columns_of_photo] -= weighted.T @ residual[i].astype(np.float32)
             gradient[light] += light_precision @ (light_mean - shading.light[i])
             coupling[:, columns_of_photo] += weighted * shade[i, :, None].astype(np.float32)
+        yield
         mutual, pulled = eliminate_scalars(stiffness, coupling, pull)
         hessian -= mutual
         gradient += pulled

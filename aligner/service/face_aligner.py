@@ -78,5 +78,6 @@ def warm_up(aligner: FaceAligner) -> None:
     would compile their kernels for the first client, which takes half a minute.
     """
     aligner.prepare()
-    wide = np.full((96, 1536, 3), 128, np.uint8)  # is shrunk for the search
+    # is shrunk for the search, and too large for one step of the network
+    wide = np.full((640, 1536, 3), 128, np.uint8)
     aligner.align_batch([read_image(SAMPLE), wide])

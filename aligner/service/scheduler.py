@@ -57,6 +57,7 @@ class Call:
     arrived: float  # seconds of the clock
     measures: Measures
     job: QueuedPhoto | None = None  # the photo that it aligns; None for a call of another kind
+    expected: float = 0.0  # seconds; 0 where they are not known
     outcome: asyncio.Future[Any] | None = None  # what the steps of another call return
     began: float = math.nan  # when its first step began
     begun: bool = False  # whether its first step has ended
@@ -82,8 +83,8 @@ class Call:
         """
         if self.job is not None and self.request is not None:
             return unit * (self.faces + self.request.left)
-        if self.job is not None and self.seconds < self.job.expected:
-            return max(self.job.expected - self.seconds, unit)
+        if self.seconds < self.expected:
+            return max(self.expected - self.seconds, unit)
         return max(self.seconds, unit)
 
     @property
@@ -138,8 +139,8 @@ class Scheduler:
     soonest: before and during its search by its size, then by the number of its faces; long waiting
     makes up for some of this. So photos of many faces, of which the number is not known before,
     large ones and long calls of another kind delay a small photo by a step. Shorter steps than a
-    face takes are run together, so that a small photo is searched in one. The last faces of several
-    photos share a step, for which they wait only where further photos do.
+    face takes are run together until another photo or call comes. The last faces of several photos
+    share a step, for which they wait only where further photos do.
     """
 
     def __init__(
@@ -153,8 +154,9 @@ class Scheduler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aligner")
         self._queue: list[QueuedPhoto] = []
         self._calls: list[Call] = []
-        self._lock = threading.RLock()  # of the queue, the calls and the next attribute
+        self._lock = threading.RLock()  # of the queue, the calls and the next attributes
         self._working = False
+        self._came = 0  # photos and other calls so far
         self.durations = Durations()
 
     @property
@@ -199,6 +201,7 @@ class Scheduler:
         )
         with self._lock:
             self._queue.append(job)
+            self._came += 1
             self._start_working()
         try:
             outcome = await job.outcome
@@ -223,15 +226,22 @@ class Scheduler:
         """The result of another call of the aligner, in its thread, between two steps."""
         return await self.run_steps(_as_one_step(call), self.aligner)
 
-    async def run_steps(self, steps: Steps[T], aligner: FaceAligner) -> T:
+    async def run_steps(
+        self, steps: Steps[T], aligner: FaceAligner, *, like: Photo | None = None
+    ) -> T:
         """What a call in steps returns or raises, which has its turns beside those of photos.
 
-        ``aligner`` answers its requests. Measures the request.
+        ``aligner`` answers its requests. ``like``: a photo that takes as long; None where that is
+        not known. Measures the request.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        call = Call(aligner, steps, self._clock(), get_measures(), outcome=outcome)
+        expected = 0.0 if like is None else self.durations.expect(like)
+        call = Call(
+            aligner, steps, self._clock(), get_measures(), expected=expected, outcome=outcome
+        )
         with self._lock:
             self._calls.append(call)
+            self._came += 1
             self._start_working()
         try:
             return await outcome
@@ -323,19 +333,23 @@ class Scheduler:
         job.began = self._clock()
         image, boxes = job.photo
         steps = self.aligner.align_in_steps([image], [boxes], faces=self._limits.step)
-        call = Call(self.aligner, steps, job.arrived, job.measures, job)
+        call = Call(self.aligner, steps, job.arrived, job.measures, job, job.expected)
         self._calls.append(call)
         return call
 
     def _advance(self, calls: Sequence[Call]) -> None:
         """Run the next step of a call, or of several that share it; end those that are done."""
-        started = self._clock()
+        started, came = self._clock(), self._came
         for call in calls:
             call.began = started if math.isnan(call.began) else call.began
         if faces := sum(call.faces for call in calls):
             calls[0].measures.steps.append(faces)
         results = _step(calls)
-        while results == [None] and self._clock() - started < self.durations.unit:
+        while (
+            results == [None]
+            and came == self._came
+            and self._clock() - started < self.durations.unit
+        ):
             results = [_send(calls[0].steps, None)]
         share = (self._clock() - started) / len(calls)
         with self._lock:

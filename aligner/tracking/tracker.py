@@ -33,7 +33,9 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
-from dff.aligner.detection import same_face
+from dff.aligner.detection import Search, same_face
+from dff.aligner.face_request import Steps
+from dff.aligner.face_search import find_faces
 from dff.aligner.fitting.expressions import find_blinks
 from dff.aligner.found_faces import describe_refused
 from dff.aligner.landmark_placement import move_alignment, place_landmarks
@@ -235,13 +237,33 @@ class Tracker:
 
         Raises BadPhoto as ``Aligner.align``, ValueError unless times increase.
         """
+        faces = self.aligner.config.batch
+        return self.aligner.run_to_end(self.step_in_steps(frame, time, faces=faces))
+
+    def step_in_steps(self, frame: Bytes, time: float, *, faces: int) -> Steps[list[Tracked]]:
+        """``step`` as a generator that returns its value and yields between its parts.
+
+        It yields the requests of ``Aligner.align_in_steps`` for at most so many ``faces``. One that
+        is closed before its end has tracked nothing: the next frame goes on from the one before.
+        """
         if not (np.isfinite(time) and time > self.time):
             raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")
+        known = self.time, self.shot, self.thumbnail, self.usual_change
+        people = dict(self.tracks), self.lost
+        try:
+            tracked = yield from self._step(frame, time, faces)
+        except BaseException:  # such as the end of a session
+            self.time, self.shot, self.thumbnail, self.usual_change = known
+            self.tracks, self.lost = people
+            raise
+        return tracked
+
+    def _step(self, frame: Bytes, time: float, faces: int) -> Steps[list[Tracked]]:
         self.time = time
         cut = self._may_be_cut(frame)
         if cut:
             self.shot = time
-        seen = self._follow(frame, strict=cut)
+        seen = yield from self._follow(frame, strict=cut)
         lost = {number: track for number, track in self.tracks.items() if number not in seen}
         for track in lost.values():
             others = (_distance(track.face, one.face) for one in seen.values())
@@ -254,32 +276,42 @@ class Tracker:
         interval = self.config.lost_interval if self.lost else self.config.search_interval
         due = time - self.searched > min(interval, self.config.search_interval) - CLOCK_ERROR
         if cut or not seen or lost or due:
+            found = yield from self._search(frame, seen, faces, strict=cut)
             self.searched = time
-            seen |= self._search(frame, seen, strict=cut)
+            seen |= found
         self.renamed = self._recognise(frame, seen)
         for number, former in self.renamed.items():
             self._rename(self.tracks.pop(number), self.lost.pop(former))
         seen = {self.renamed.get(number, number): one for number, one in seen.items()}
-        self.tracks = {
-            number: self._updated(number, frame, seen[number]) for number in sorted(seen)
-        }
+        updated = dict[int, Track]()
+        for number in sorted(seen):
+            yield None
+            updated[number] = self._updated(number, frame, seen[number])
+        self.tracks = updated
         return [
             Tracked(number, self._smoothed(track), track.face)
             for number, track in self.tracks.items()
         ]
 
-    def _follow(self, frame: Bytes, *, strict: bool) -> dict[int, SeenFace]:
+    def _follow(self, frame: Bytes, *, strict: bool) -> Steps[dict[int, SeenFace]]:
         """The faces of the last frame that align where they were, each face once.
 
         A face that two tracks come to belongs to the one whose person it looks like. One that has
         become another person is lost; ``strict``: unless it is clearly the same one.
         """
-        quick = {} if strict else self._follow_quickly(frame)
+        quick = dict[int, SeenFace]()
+        if not strict:
+            quick = yield from self._follow_quickly(frame)
         some = [(2.0, self.tracks[number], one) for number, one in quick.items()]
         rest = [track for number, track in self.tracks.items() if number not in quick]
-        found = self.aligner.track([frame], [[track.face for track in rest]])[0] if rest else []
+        found: Sequence[Alignment] = ()
+        if rest:
+            (found,) = yield from self.aligner.track_in_steps(
+                [frame], [[track.face for track in rest]]
+            )
         for track, face in zip(rest, found, strict=True):
             if not face.failed:
+                yield None
                 picture = self._picture(frame, face)
                 others = [one.face for one in self.tracks.values() if one is not track]
                 appearance = self._measure(frame, face, others)
@@ -294,7 +326,7 @@ class Tracker:
                 kept[track.number] = seen
         return kept
 
-    def _follow_quickly(self, frame: Bytes) -> dict[int, SeenFace]:
+    def _follow_quickly(self, frame: Bytes) -> Search[dict[int, SeenFace]]:
         """The faces of the last frame that pose and expression alone can be fitted to, by track.
 
         Where that fails soon after a full alignment, the next frames align the face in full, too.
@@ -304,6 +336,7 @@ class Tracker:
         for track in self.tracks.values():
             if self.follower is None or track.followed is None:
                 continue
+            yield
             followed = self.follower.follow(frame, track.followed, self.time)
             if followed is not None:
                 picture = self._picture(frame, followed.face)
@@ -347,18 +380,22 @@ class Tracker:
         self,
         frame: Bytes,
         seen: Mapping[int, SeenFace],
+        faces: int,
         *,
         strict: bool,
-    ) -> dict[int, SeenFace]:
+    ) -> Steps[dict[int, SeenFace]]:
         """Faces of the whole frame beside those ``seen``; remembered ones keep their numbers."""
         known = [one.face for one in seen.values()]
-        if known and self._shows_only(frame, known):
-            return {}
+        if known:
+            known_only = yield from self._shows_only(frame, known)
+            if known_only:
+                return {}
         new: list[SeenFace] = []
-        found = self.aligner.align(frame)
+        (found,) = yield from self.aligner.align_in_steps([frame], faces=faces)
         self.refused = describe_refused(found)
         for face in found:
             if not _among(face, known):
+                yield None
                 appearance = self._measure(frame, face, known)
                 known.append(face)
                 new.append(SeenFace(face, appearance))
@@ -380,13 +417,11 @@ class Tracker:
                 numbers[i], self.count = self.count, self.count + 1
         return {numbers[i]: one for i, one in enumerate(new)}
 
-    def _shows_only(self, frame: Bytes, known: Sequence[Alignment]) -> bool:
+    def _shows_only(self, frame: Bytes, known: Sequence[Alignment]) -> Search[bool]:
         """Whether all detections in a frame are of the ``known`` faces."""
         boxes = [Box.around(face.landmarks_3d[:, :2]) for face in known]
-        return all(
-            any(same_face(found.box, box) for box in boxes)
-            for found in self.aligner.detector.find(frame)
-        )
+        found = yield from find_faces(self.aligner.detector, frame)
+        return all(any(same_face(one.box, box) for box in boxes) for one in found)
 
     def unsettled(self) -> set[int]:
         """The tracks of the last frame that a later one may rename."""

@@ -6,7 +6,6 @@ import asyncio
 import io
 import time
 from contextlib import suppress
-from functools import partial
 
 from fastapi import APIRouter, UploadFile, WebSocket
 from pydantic import Field
@@ -89,8 +88,10 @@ class TrackSession:
         deadline = at + service.limits.deadline
         async with service.admit(deadline), service.decoded_photos(upload) as (photo,):
             pixels = photo.pixels
-            step = partial(self._tracker.step, pixels, at)
-            faces = await service.scheduler.run(step)
+            steps = self._tracker.step_in_steps(pixels, at, faces=service.limits.step)
+            faces = await service.scheduler.run_steps(
+                steps, self._tracker.aligner, like=(pixels, None)
+            )
             count_faces([one.face for one in faces])
             size = image_size(pixels)
         camera = Intrinsics.of(size.width, size.height)

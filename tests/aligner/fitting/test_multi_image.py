@@ -14,6 +14,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import MultiImageConfig
+from dff.aligner.detection import search_to_end
 from dff.aligner.face_request import Steps, T
 from dff.aligner.fitting.change import change_between
 from dff.aligner.fitting.face_fit import FaceFit
@@ -352,7 +353,7 @@ def test_what_each_photo_misses_moves_its_face(
             multiple=oracle_aligner.multiple,
             correction=correction,
         )
-        return last_fit(fitter, images, fitter.begin(alone))
+        return search_to_end(last_fit(fitter, images, fitter.begin(alone)))
 
     mean, weight = np.zeros((68, channels)), np.zeros((68 * channels, changes))
     directions = np.zeros((1, len(open_head.identity) + len(open_head.expression)))

@@ -10,6 +10,7 @@ import pytest
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import AlignConfig, MultiImageConfig
+from dff.aligner.detection import Search, search_to_end
 from dff.aligner.fitting import multi_image
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.crop import Crops
@@ -170,7 +171,7 @@ def test_photometric_adjustment_corrects_a_wrong_shape(
     face = np.unique(skin.corners)
 
     def error(start: FitState) -> float:
-        found = adjust_photometrically(
+        steps = adjust_photometrically(
             skin,
             fit_model,
             photos,
@@ -180,6 +181,7 @@ def test_photometric_adjustment_corrects_a_wrong_shape(
             CONFIG,
             trust=np.ones(len(YAWS)),
         )
+        found = search_to_end(steps)
         assert np.ptp(found.coefficients[:, :shared], axis=0).max() == 0.0
         apart = (fit_model.vertices(found) - fit_model.vertices(state))[0, face]
         apart -= apart.mean(0)
@@ -206,14 +208,18 @@ def test_occluders_and_photos_of_low_trust_have_little_influence(
     system = np.repeat(np.diag(np.r_[np.full(POSE, 1e4), np.ones(p + 1)])[None], 4, 0)
 
     def found(photos: list[Bytes], trust: Floats) -> Floats:
-        at = adjust_photometrically(
+        steps = adjust_photometrically(
             skin, fit_model, photos, state, system, all_face(4), CONFIG, trust=trust
         )
-        return fit_model.vertices(at)[0]
+        return fit_model.vertices(search_to_end(steps))[0]
 
     def off(a: Floats, b: Floats) -> float:
         return float(1e3 * np.linalg.norm(a - b, axis=1).mean())
 
+    steps = adjust_photometrically(
+        skin, fit_model, photos, state, system, all_face(4), CONFIG, trust=np.ones(4)
+    )
+    assert len([*steps]) > len(photos) * CONFIG.photometric.steps, "a server can't come in between"
     clean = found(photos, np.ones(4))
     covered = [photos[0].copy(), *photos[1:]]
     covered[0][SIZE // 2 :, : SIZE // 2] = 242
@@ -250,8 +256,9 @@ def test_one_photo_is_left_to_its_correspondences(
     two, apart = (a.align_person(images, boxes) for a in (oracle_aligner, dense))
     assert np.abs(two.vertices - apart.vertices).max() > 1e-5
 
-    def astray(*args: Any, **_: Any) -> FitState:
+    def astray(*args: Any, **_: Any) -> Search[FitState]:
         state: FitState = args[3]
+        yield
         return replace(state, rotation=state.rotation @ rotation_from_angles(60.0, 0.0, 0.0))
 
     monkeypatch.setattr(multi_image, "adjust_photometrically", astray)

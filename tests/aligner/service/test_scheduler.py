@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -375,6 +376,72 @@ def test_a_long_call_of_another_kind_holds_no_small_photo(toy_model: MorphableMo
 
     assert asyncio.run(run()) == "result"
     assert done == 3000
+
+
+def test_steps_that_are_run_together_end_when_a_photo_comes(
+    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are far shorter than a face takes, so all of them would be run together."""
+    aligner = KnownAligner(toy_model)
+    scheduler = Scheduler(aligner, Limits())
+    scheduler.durations.unit = 10.0
+    begun, done, done_before = threading.Event(), 0, 0
+    align = aligner.align_in_steps
+
+    def note(*args: Any, **settings: Any) -> Steps[list[list[Alignment]]]:
+        nonlocal done_before
+        done_before = done
+        return align(*args, **settings)
+
+    monkeypatch.setattr(aligner, "align_in_steps", note)
+
+    def steps() -> Steps[None]:
+        nonlocal done
+        begun.set()
+        while not scheduler.waiting:
+            time.sleep(0.001)
+        for _ in range(1000):
+            done += 1
+            yield None
+
+    async def run() -> None:
+        long = asyncio.create_task(scheduler.run_steps(steps(), aligner, like=(LARGE, None)))
+        await asyncio.to_thread(begun.wait)
+        await scheduler.align((SMALL, None))
+        await long
+
+    asyncio.run(run())
+    assert (done_before, done) == (1, 1000)
+
+
+def test_frames_of_videos_do_not_always_come_before_photos(toy_model: MorphableModel) -> None:
+    """Though each of two sessions sends its next frame as soon as it has an answer."""
+    aligner, scheduler = make(toy_model)
+    scheduler.durations.unit = 2 * STEP
+    frames = 0
+
+    def frame() -> Steps[None]:
+        nonlocal frames
+        for _ in range(3):
+            aligner.spend(LARGE)
+            yield None
+        frames += 1
+
+    async def send() -> None:
+        for _ in range(50):
+            await scheduler.run_steps(frame(), aligner, like=(LARGE, None))
+
+    async def run() -> int:
+        sessions = [asyncio.create_task(send()) for _ in range(2)]
+        while frames < 4:
+            await asyncio.sleep(0)
+        before = frames
+        await scheduler.align((SMALL, None))
+        waited = frames - before
+        await asyncio.gather(*sessions)
+        return waited
+
+    assert asyncio.run(run()) <= 2
 
 
 def test_a_call_of_another_kind_raises_its_error_and_ends_with_its_client(

@@ -13,6 +13,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.face_request import Steps
 from dff.aligner.tracking.pictures import face_picture, share_differing
 from dff.aligner.tracking.settling import SettlingTracker
 from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker
@@ -129,16 +130,56 @@ def test_two_faces_keep_their_numbers(oracle_aligner: Aligner, scene: Scene) -> 
         assert places[left] < 320 < places[1 - left]
 
 
+def test_a_frame_is_tracked_in_parts_and_one_that_is_given_up_leaves_no_trace(
+    oracle_aligner: Aligner, scene: Scene
+) -> None:
+    """It would begin another shot: wherever it is given up, the faces go on as if it had not."""
+    config = TrackingConfig(search_interval=1 / RATE)
+    tracker, other = (Tracker(oracle_aligner, config=config) for _ in range(2))
+    both = np.hstack([scene.image, shifted(scene.image, 20)])
+    grey = np.full_like(both, 90)
+    for one in (tracker, other):
+        assert [face.track for face in one.step(both, 0.0)] == [0, 1]
+    parts = 0
+    while run_some(tracker.aligner, tracker.step_in_steps(both, 0.04, faces=1), parts) is None:
+        given_up = tracker.step_in_steps(grey, 0.04, faces=1)
+        assert run_some(tracker.aligner, given_up, parts % 4 + 1) is None
+        parts += 1
+    assert parts > 10
+    other.step(both, 0.04)
+    found, expected = (one.step(both, 0.08) for one in (tracker, other))
+    for a, b in zip(found, expected, strict=True):
+        assert a.track == b.track
+        np.testing.assert_array_equal(a.face.landmarks_3d, b.face.landmarks_3d)
+
+
+def run_some(aligner: Aligner, steps: Steps[list[Tracked]], most: int) -> list[Tracked] | None:
+    """What some steps return; None where they are given up after ``most``, before their end."""
+    answer: list[Alignment] | None = None
+    for _ in range(most):
+        try:
+            request = steps.send(answer)
+        except StopIteration as end:
+            found: list[Tracked] = end.value
+            return found
+        answer = None if request is None else aligner.align_requests([request])[0]
+    steps.close()
+    return None
+
+
 def test_a_search_that_finds_no_new_face_aligns_none(
     oracle_aligner: Aligner, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = Tracker(oracle_aligner, config=TrackingConfig(search_interval=1 / RATE))
     tracker.step(scene.image, 0.0)
     searched: list[Bytes] = []
-    align = tracker.aligner.align
-    monkeypatch.setattr(
-        tracker.aligner, "align", lambda image: searched.append(image) or align(image)
-    )
+    align = tracker.aligner.align_in_steps
+
+    def count(images: list[Bytes], *, faces: int) -> Steps[list[list[Alignment]]]:
+        searched.extend(images)
+        return align(images, faces=faces)
+
+    monkeypatch.setattr(tracker.aligner, "align_in_steps", count)
     both = np.hstack([scene.image, shifted(scene.image, 20)])
     alone = np.hstack([scene.image, np.zeros_like(scene.image)])
     assert [len(tracker.step(alone, i / RATE)) for i in range(1, 4)] == [1, 1, 1]
