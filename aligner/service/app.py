@@ -117,6 +117,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
         title="DFF face aligner",
         summary="Landmarks, pose and a 3D mesh of every face in a photo.",
+        description=track_routes.DESCRIPTION.strip(),
         version="1",
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,

@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from dff.aligner.service.http.keys import GUARDED
 from dff.aligner.service.http.problems import describe_problems
 from dff.aligner.service.routes.models import NAME
+from dff.aligner.service.routes.track import FrameAnswer
 
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -60,6 +61,7 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
             title=app.title,
             version=app.version,
             summary=app.summary,
+            description=app.description,
             routes=app.routes,
             servers=[{"url": app.root_path}] if app.root_path else None,
         )
@@ -72,6 +74,7 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
                 if keys and path.startswith(GUARDED):
                     operation["security"] = [{name: []} for name in KEYS]
         _add_headers(schema)
+        _add_frames(schema)
         if keys:
             schema["components"]["securitySchemes"] = KEYS
         app.openapi_schema = schema
@@ -127,6 +130,15 @@ def _add_headers(schema: dict[str, Any]) -> None:
                 response["headers"] = {
                     name: {"$ref": f"#/components/headers/{name}"} for name in names
                 }
+
+
+def _add_frames(schema: dict[str, Any]) -> None:
+    """The messages of the web socket, of which no operation tells."""
+    where = "#/components/schemas/{model}"
+    told = FrameAnswer.model_json_schema(mode="serialization", ref_template=where)
+    schemas = schema["components"]["schemas"]
+    for name, one in (told.pop("$defs") | {FrameAnswer.__name__: told}).items():
+        schemas.setdefault(name, one)
 
 
 def _photo_example(about: dict[str, Any]) -> str | list[str]:

@@ -29,6 +29,7 @@ const folded = (title, rows) => make("details", "", make("summary", title), tabl
     const found = objects(field), about = field.description || found.map(([, object]) => object.description).join(" Or: ") || field.type || "";
     return [[before + name, about], ...found.flatMap(([path, object]) => fieldsOf(object, `${before}${name}${path}.`))];
   });
+  document.getElementById("about").append(...paragraphs(api.info.description));
   for (const [path, operations] of Object.entries(api.paths)) for (const [method, one] of Object.entries(operations)) {
     const title = () => make("code", `${method.toUpperCase()} ${path}`);
     const link = make("a", "", title());

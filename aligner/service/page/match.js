@@ -110,7 +110,7 @@ export class MatchView {
       }
       $("match-status").textContent = point.status === "not on a face"
         ? "This point is not on a face."
-        : `${point.name.replace(",", ", ")} → ${Math.round(point.x)}, ${Math.round(point.y)}: ${point.visible ? `probability ${Math.round(100 * point.probability)} %` : "not visible in the second photo"}.`;
+        : `${LANDMARKS[point.name] ?? point.name.replace(",", ", ")} → ${Math.round(point.x)}, ${Math.round(point.y)}: ${point.visible ? `probability ${Math.round(100 * point.probability)} %` : "not visible in the second photo"}.`;
       $("second").setAttribute("aria-label", `Second photo. ${$("match-status").textContent}`);
     } catch (error) {
       if (error.name !== "AbortError") this.onError(error);

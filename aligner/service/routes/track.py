@@ -27,6 +27,13 @@ from dff.face.errors import BadPhoto
 
 PATH = "/v1/track"
 TRY_LATER, UNSUITED, SILENT = 1013, 1011, 1000  # codes of closing (RFC 6455 and its registry)
+# OpenAPI has no place for web sockets but text.
+DESCRIPTION = """
+Frames of a video: a web socket at `/v1/track` takes each frame as a binary message, a JPEG, PNG or
+WebP file, and answers it by a text message, JSON as in the schema `FrameAnswer`. A face has the
+number of its `track`, which stays the same from frame to frame. The query may have `smooth=0`, and
+`landmarks` and `weights` as in `/v1/align`.
+"""
 router = APIRouter()
 
 
@@ -41,9 +48,9 @@ class FrameAnswer(Answer):
 
     frame: int = Field(description="number of the frame, from 0")
     time: float = Field(description="seconds since the first frame, as they arrived")
-    faces: list[TrackedFace] | None = None
-    image: ImageSize | None = None
-    problem: PhotoProblem | None = None
+    faces: list[TrackedFace] | None = Field(None, description="its faces, maybe none")
+    image: ImageSize | None = Field(None, description="its size")
+    problem: PhotoProblem | None = Field(None, description="why it could not be aligned")
 
 
 class TrackSession:

@@ -519,7 +519,8 @@ def test_openapi_describes_every_answer(client: TestClient) -> None:
     assert all(f"`{kind}`" in told for kind in KINDS)
     # every field of an answer is explained
     answers = {n: s for n, s in schema["components"]["schemas"].items() if n.endswith("Answer")}
-    assert {"AlignAnswer", "BatchAnswer", "PersonAnswer", "FaceAnswer"} <= set(answers)
+    assert {"AlignAnswer", "BatchAnswer", "PersonAnswer", "FaceAnswer", "FrameAnswer"} <= {*answers}
+    assert "`/v1/track`" in schema["info"]["description"], "OpenAPI has no place for web sockets"
     for name, answer in answers.items():
         for field, about in answer["properties"].items():
             assert about.get("description") or "$ref" in about, f"{name}.{field}"

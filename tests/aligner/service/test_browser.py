@@ -218,7 +218,7 @@ def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> 
     page.wait_for_selector("#second:not([hidden])")
     page.select_option("#landmark", "nose_tip")
     page.wait_for_function(
-        "() => document.getElementById('match-status').textContent.includes('nose')"
+        "() => document.getElementById('match-status').textContent.startsWith('tip of the nose →')"
     )
     assert "probability" in page.text_content("#match-status")
     page.focus("#first")
@@ -335,6 +335,7 @@ def test_the_page_of_the_api_has_paragraphs_that_flow(page: Any, url: str, width
     page.set_viewport_size({"width": width, "height": 844})
     page.goto(f"{url}docs")
     page.wait_for_selector("#operations section")
+    assert "web socket at /v1/track" in page.text_content("#about")
     texts = page.evaluate("[...document.querySelectorAll('section p')].map((p) => p.textContent)")
     assert "Every face of a photo: 68 landmarks in 2D and 3D" in texts[0]
     assert texts[1].startswith("Pixels count from"), "a blank line begins a paragraph"

@@ -406,8 +406,13 @@ def test_image_and_makefile_install_the_same() -> None:
     assert tried.split() == served[::-1]  # make takes the newest
     for command in re.findall(r"^RUN (dff \w+)", dockerfile, re.MULTILINE):
         check_command(command)
-    # what is copied is there, and what .dockerignore leaves out is not asked for
+    # what is copied or run is there, and what .dockerignore leaves out is not asked for
     ignored = (ROOT / ".dockerignore").read_text().split()
+    kernels = r"python (?:/build/)?(\S+compile_kernels\.py)$"
+    for text in (dockerfile, makefile):
+        (script,) = re.findall(kernels, text, re.MULTILINE)
+        assert (ROOT / script).is_file()
+    assert not {"scripts", "samples"} & {*ignored}
     for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
         for source in sources.split():
             assert (ROOT / source).exists()
