@@ -48,9 +48,9 @@ class FrameAnswer(Answer):
 
     frame: int = Field(description="number of the frame, from 0")
     time: float = Field(description="seconds since the first frame, as they arrived")
-    faces: list[TrackedFace] | None = Field(None, description="its faces, maybe none")
-    image: ImageSize | None = Field(None, description="its size")
-    problem: PhotoProblem | None = Field(None, description="why it could not be aligned")
+    faces: list[TrackedFace] | None = Field(default=None, description="its faces, maybe none")
+    image: ImageSize | None = Field(default=None, description="its size")
+    problem: PhotoProblem | None = Field(default=None, description="why it could not be aligned")
 
 
 class TrackSession:
