@@ -287,6 +287,7 @@ _REQUEST_PROBLEMS = (
     "bad-request",
     "bad-form",
     "bad-http",
+    "headers-too-large",
     "internal",
     "stopping",
     "busy",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sys
 import uuid
+from http import HTTPStatus
 from typing import cast
 
 import h11
@@ -20,7 +22,9 @@ from dff.aligner.service.http.problems import MEDIA_TYPE, Problem
 from dff.aligner.service.http.request_id import ensure_request_id
 
 HEADER_SECONDS = UploadLimits.header_seconds
+LINGER = 1.0  # seconds for which a refused connection is still read
 REFUSED = "refused"  # in a scope's state: status and bytes of the answer that is given here
+HTTP_2 = b"PRI * HTTP/2.0\r\n"  # how a connection begins that takes HTTP/2 for granted
 # of the headers of a WebSocket handshake, and bytes of one, at most
 WEBSOCKET_HEADERS, WEBSOCKET_HEADER = 100, 8000
 
@@ -35,6 +39,7 @@ class TimedH11Protocol(H11Protocol):
     header_seconds = HEADER_SECONDS
 
     _waiting: asyncio.TimerHandle | None = None
+    _ending: asyncio.TimerHandle | None = None  # of a connection that is refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -42,7 +47,15 @@ class TimedH11Protocol(H11Protocol):
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Hand the bytes on; wait for the rest of the headers where they are incomplete."""
+        """Hand the bytes on; wait for the rest of the headers where they are incomplete.
+
+        To h11, the beginning of HTTP/2 would be a request and then what is no HTTP.
+        """
+        if self._ending is not None:
+            return
+        if self.cycle is None and data.startswith(HTTP_2):
+            self._refuse(Problem("bad-http", "this is HTTP/2: the server speaks HTTP/1.1"))
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
@@ -52,6 +65,8 @@ class TimedH11Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_waiting()
+        if self._ending is not None:
+            self._ending.cancel()
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:
@@ -86,7 +101,10 @@ class TimedH11Protocol(H11Protocol):
         """Answer what is no HTTP request, as uvicorn asks for, by problem details."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
-            self._refuse(Problem("bad-http", msg))
+            fault = sys.exception()
+            hint = fault.error_status_hint if isinstance(fault, h11.RemoteProtocolError) else None
+            is_long = hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refuse(Problem("headers-too-large") if is_long else Problem("bad-http", msg))
             return
         if not cycle.response_started:
             request_id = ensure_request_id(cast(Scope, cycle.scope))
@@ -94,7 +112,7 @@ class TimedH11Protocol(H11Protocol):
         # the front is told that the client has left, and writes the request's line
         cycle.disconnected = True
         cycle.message_event.set()
-        self.transport.close()
+        self._end()
 
     def _refuse(self, problem: Problem, scope: Scope | None = None) -> None:
         """Answer the problem, unless an answer has been given, and close the connection.
@@ -110,7 +128,19 @@ class TimedH11Protocol(H11Protocol):
             line.status, line.sent = self._answer(problem, line.request_id)
             line.write()
             UNREADABLE.labels(str(line.status)).inc()
-        self.transport.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Close the connection, but for a moment read on what the client still sends.
+
+        Bytes that nobody has read would reset it, and the client could lose the answer.
+        """
+        self._stop_waiting()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        elif self._ending is None and not self.transport.is_closing():
+            self.transport.write_eof()
+            self._ending = self.loop.call_later(LINGER, self.transport.close)
 
     def _answer(self, problem: Problem, request_id: str) -> tuple[int, int]:
         """Send the problem; its status, and the bytes of the answer's body."""

@@ -81,6 +81,11 @@ KINDS: dict[str, Kind] = {
         "The headers or the framing of the body break the rules of HTTP/1.1, such as a "
         "Content-Length that is no number. Let your HTTP library write them.",
     ),
+    "headers-too-large": Kind(
+        431,
+        "Headers too large",
+        "The headers of the request have more bytes than the server accepts, 64 KiB: send fewer.",
+    ),
     "no-face": Kind(
         422,
         "No face found",

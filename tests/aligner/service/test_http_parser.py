@@ -72,38 +72,43 @@ def test_an_offer_of_http_2_is_left_unanswered(
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("head", "status", "kind"),
     [
-        "POST /v1/align HTTP/1.1\r\nHost: a\r\nContent-Length: many",
-        "nonsense",
-        "GET / HTTP/1.1\r\n: a",
+        ("POST /v1/align HTTP/1.1\r\nHost: a\r\nContent-Length: many", 400, "bad-http"),
+        ("nonsense", 400, "bad-http"),
+        ("GET / HTTP/1.1\r\n: a", 400, "bad-http"),
+        ("PRI * HTTP/2.0\r\n\r\nSM", 400, "bad-http"),
+        (f"GET / HTTP/1.1\r\nHost: a\r\nX: {200_000 * 'a'}", 431, "headers-too-large"),
     ],
-    ids=["content-length", "no-request", "header-without-name"],
+    ids=["content-length", "no-request", "header-without-name", "http-2", "long-header"],
 )
 def test_what_is_no_http_is_answered_by_problem_details(
-    server: int, head: str, caplog: pytest.LogCaptureFixture
+    server: int, head: str, status: int, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Each has one line in the log."""
     caplog.set_level(logging.INFO, logger="dff.access")
-    before = read_refusals(server)
+    before = read_refusals(server, status)
     with socket.create_connection(("127.0.0.1", server), timeout=30) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     top, body = answer.split(b"\r\n\r\n", 1)
-    assert top.startswith(b"HTTP/1.1 400 ")
+    assert top.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"application/problem+json" in top
     problem = json.loads(body)
-    assert problem["type"] == "/problems/bad-http"
+    assert problem["type"] == f"/problems/{kind}"
     assert f"x-request-id: {problem['request_id']}\r\n".encode() in top + b"\r\n"
     lines = [json.loads(record.message) for record in caplog.records if record.name == "dff.access"]
-    (line,) = (line for line in lines if line["request_id"] == problem["request_id"])
-    assert (line["status"], line["sent"]) == (400, len(body))
-    assert read_refusals(server) == before + 1
+    (line,) = (line for line in lines if line["path"] != "/metrics")
+    assert line["request_id"] == problem["request_id"]
+    assert (line["status"], line["sent"]) == (status, len(body))
+    assert read_refusals(server, status) == before + 1
 
 
-def read_refusals(server: int) -> float:
-    """How many requests the parser has refused by status 400."""
+def read_refusals(server: int, status: int) -> float:
+    """How many requests the parser has refused by this status."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{server}/metrics").read().decode()
-    found = re.search(r'^dff_unreadable_requests_total{status="400"} (.*)$', text, re.MULTILINE)
+    known = f'^dff_unreadable_requests_total{{status="{status}"}} (.*)$'
+    found = re.search(known, text, re.MULTILINE)
     return float(found.group(1)) if found else 0.0
 
 
