@@ -502,7 +502,7 @@ def test_openapi_describes_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operation = schema["paths"]["/v1/align"]["post"]
     assert set(operation["responses"]) == {
-        *("200", "400", "401", "408", "413", "415", "422", "500", "503"),
+        *("200", "400", "401", "408", "413", "415", "422", "431", "500", "503"),
     }
     for path, operations in schema["paths"].items():
         for each in operations.values():
