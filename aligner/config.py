@@ -6,6 +6,7 @@ model's frontal landmark box appears in the photo. Faces of every size and yaw a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from sys import maxsize
 
@@ -349,6 +350,11 @@ class FollowingConfig:
     # lids from which they are: small crops show lids less surely, and a blink is short
     closed_interval: float = 0.2
     closed_eyes: float = 0.3
+    # sooner: where open lids have closed by this mean activation since the last full alignment
+    # (never: full alignments of ``fast`` show a blink no better than small crops), or closed ones
+    # have opened by this share of theirs; until then they stay closed
+    closing: float = math.inf
+    opening: float = 0.4
     # sooner than after the interval: where the head has turned by so many degrees or its size has
     # changed by this factor since the last full alignment, or where the share of pixels that agree
     # with the fit is less than this part of what it was, or was less than this part of what it is:
@@ -488,7 +494,9 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
-            following=FollowingConfig(interval=2.0, crop=0.8, margin=1.1, pixels=150),
+            following=FollowingConfig(
+                interval=2.0, crop=0.8, margin=1.1, pixels=150, closed_eyes=0.15, closing=0.15
+            ),
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),

@@ -5,7 +5,9 @@ a small crop, and only pose and expression are fitted, about the identity of the
 small crops have errors of their own, which hardly change within a second. Therefore the keyframe
 itself is fitted in its small crop, too, and a later answer is that of the keyframe, moved by what
 changed between the two small fits. Lids move few pixels, which hardly move a fit. They are moved by
-what has changed in the correction of expressions between the two crops.
+what has changed in the correction of expressions between the two crops. A small crop shows less of
+lids than a full alignment. Where closed eyes open, and with ``balanced`` where open ones close, the
+face is aligned in full.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class Keyframe:
     small: FitState  # the small fit of one face, by ``fit_model``
     agreement: float  # share of the small crop's pixels that agree with the small fit
     lids: Float[Array, " lids"]  # what ``EyeReader`` reads in the small crop
+    closed: float  # mean activation of both lids where the eyes are closed, or 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ class FaceFollower:
             aligner.anchors, aligner.fit_model.landmark_mean
         )
         self.motions = build_motions(self.fit_model, self.eyes, aligner.landmark_offsets)
+        # the mean activation of the blinks, of what the reader reads
+        units = np.zeros(0, np.int64) if self.eyes is None else self.eyes.units
+        self.mean_blink = np.isin(units, self.blinks) / max(len(self.blinks), 1)
         self.corners = aligner.model.landmarks.among_used.vertex[list(EYE_CORNERS)]
         self.observer = self._observer(aligner.anchors)
         solver, correspondences = aligner.config.solver, self.config.correspondences
@@ -160,6 +166,7 @@ class FaceFollower:
             replace(small, coefficients=latent[None]),
             1.0,
             self._read_lids(features, crops, table, face.cam_from_head, face.camera),
+            self._closed(face),
         )
         matches = observer.match(observation.descriptor, observation.face_logit)
         observation = replace(observation, matches=matches)
@@ -185,16 +192,24 @@ class FaceFollower:
         least = 1.0 + 2.0 * math.cos(math.radians(config.turned))
         if turned < least or grown > math.log(config.grown):
             return None
-        return FollowedFace(self._answer(key, small, before.face, seen), key, small)
+        face = self._answer(key, small, before.face, seen)
+        return None if face is None else FollowedFace(face, key, small)
 
     def _interval(self, face: Alignment, *, first: bool) -> float:
         """Seconds for which a face is followed at most."""
         config, out = self.config, self.config.interval
         if first and face.face_confidence < config.unsure:
             out = min(config.first_interval, out)
-        if self.blinks and face.coefficients.expression[self.blinks].mean() >= config.closed_eyes:
+        if self._closed(face):
             out = min(config.closed_interval, out)
         return out
+
+    def _closed(self, face: Alignment) -> float:
+        """The mean activation of both lids where they are closed, or 0."""
+        if not self.blinks:
+            return 0.0
+        mean = float(face.coefficients.expression[self.blinks].mean())
+        return mean if mean >= self.config.closed_eyes else 0.0
 
     def _crops(self, landmarks: Floats, rotation: Floats) -> Crops:
         """The small crop about (68, 3) landmarks of a head that is turned by ``rotation``."""
@@ -227,8 +242,11 @@ class FaceFollower:
 
     def _answer(
         self, key: Keyframe, small: FitState, last: Alignment, seen: SparseObservation
-    ) -> Alignment:
-        """The keyframe's answer, moved as its small fit has moved to ``small``, and its lids."""
+    ) -> Alignment | None:
+        """The keyframe's answer, moved as its small fit has moved to ``small``, and its lids.
+
+        None where these have moved so far that the small crop is no longer sure of them.
+        """
         first, face, aligner = key.small, key.face, self.aligner
         rotation, centre = np.empty((3, 3)), np.empty(2)
         scale = _move_pose(
@@ -252,6 +270,14 @@ class FaceFollower:
         table = key.table + change.astype(np.float32) @ motions.landmarks[:modes]
         lids = self._read_lids(seen.features, seen.crops, table, cam_from_head, camera) - key.lids
         lids += change @ motions.lids
+        closing = float(lids @ self.mean_blink)
+        if key.closed and closing < 0.0:
+            if closing < -self.config.opening * key.closed:
+                return None
+            lids[:] = 0.0
+        # a frame later where the last one was aligned in full: that alone is no failure to follow
+        elif not key.closed and closing > self.config.closing and last is not face:
+            return None
         table += lids.astype(np.float32) @ motions.landmarks[modes:]
         change = np.concatenate([change, lids])
         used = self.fit_model.used_basis.shape[1]

@@ -343,7 +343,7 @@ class Tracker:
                 if not self._changes(track, picture):
                     seen = SeenFace(followed.face, track.appearance, followed, picture)
                     out[track.number] = seen
-            elif track.followed.face is track.followed.keyframe.face:
+            elif self._fails_at_once(track.followed):
                 track.full_until = self.time + self.config.search_interval
         faces = {number: one.face for number, one in out.items()}
         return {
@@ -351,6 +351,15 @@ class Tracker:
             for number, one in out.items()
             if not _among(one.face, [face for other, face in faces.items() if other != number])
         }
+
+    @staticmethod
+    def _fails_at_once(followed: FollowedFace) -> bool:
+        """Whether a face that isn't followed further has not been since its full alignment.
+
+        Closed eyes don't count: they may open in any frame.
+        """
+        key = followed.keyframe
+        return followed.face is key.face and not key.closed
 
     def _measure(
         self, frame: Bytes, face: Alignment, others: Iterable[Alignment]

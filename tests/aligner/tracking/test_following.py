@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ RATE = 25.0
 def aligner(oracle_aligner: Aligner) -> Aligner:
     out = copy(oracle_aligner)
     # a mouth that opens may be followed for long
-    following = FollowingConfig(interval=0.4, crop=1.0, least_agreement=0.85)
+    following = FollowingConfig(interval=0.4, crop=1.0, least_agreement=0.85, closing=0.15)
     out.config = replace(oracle_aligner.config, following=following)
     return out
 
@@ -162,9 +163,9 @@ def blinking(
     )
 
 
-def test_lids_follow_what_the_descriptors_over_the_eyes_say(
-    aligner: Aligner, open_head: MorphableModel, code: PositionCode
-) -> None:
+@pytest.fixture(scope="module")
+def blink(open_head: MorphableModel, code: PositionCode) -> list[Scene]:
+    """A head with open eyes, and with closed ones."""
     units = [open_head.expression_names.index(f"eyeBlink{side}") for side in ("Left", "Right")]
     scenes = []
     for closed in (0.0, 0.75):
@@ -172,19 +173,39 @@ def test_lids_follow_what_the_descriptors_over_the_eyes_say(
         expression[units] = closed
         rng, none = np.random.default_rng(3), np.zeros(len(open_head.identity))
         scenes.append(scene_of(open_head, code, none, expression, yaw=5.0, rng=rng))
-    (face,) = aligner.align(scenes[0].image, [scenes[0].box])
-    correction = blinking(aligner, scenes, face, units)
-    corrected = Aligner(
+    return scenes
+
+
+@pytest.fixture(scope="module")
+def corrected(aligner: Aligner, open_head: MorphableModel, blink: list[Scene]) -> Aligner:
+    """An aligner that tells the two apart."""
+    units = [open_head.expression_names.index(f"eyeBlink{side}") for side in ("Left", "Right")]
+    (face,) = aligner.align(blink[0].image, [blink[0].box])
+    return Aligner(
         aligner.net,
         aligner.anchors,
         open_head,
         config=aligner.config,
-        expression_correction=correction,
+        expression_correction=blinking(aligner, blink, face, units),
     )
-    for order in (scenes, scenes[::-1]):
+
+
+def with_following(aligner: Aligner, **fields: Any) -> Aligner:
+    """The aligner with other settings of following."""
+    out = copy(aligner)
+    out.config = replace(aligner.config, following=replace(aligner.config.following, **fields))
+    return out
+
+
+def test_lids_follow_what_the_descriptors_over_the_eyes_say(
+    aligner: Aligner, corrected: Aligner, blink: list[Scene], open_head: MorphableModel
+) -> None:
+    units = [open_head.expression_names.index(f"eyeBlink{side}") for side in ("Left", "Right")]
+    for order in (blink, blink[::-1]):
         (first,) = corrected.align(order[0].image, [order[0].box])
         moved = []
         for one in (corrected, aligner):
+            one = with_following(one, closing=np.inf, closed_eyes=np.inf)
             follower = FaceFollower(one)
             followed = follower.begin(order[0].image, first, 0.0)
             assert followed is not None
@@ -197,9 +218,55 @@ def test_lids_follow_what_the_descriptors_over_the_eyes_say(
                 rest = found.vertices - open_head.vertices(found.coefficients)
                 assert np.abs(rest).max() < 1e-5
         there, back, alone, _ = moved
-        sign = 1.0 if order is scenes else -1.0
+        sign = 1.0 if order is blink else -1.0
         assert sign * there > sign * alone + 0.4
         assert abs(back) < 0.15
+
+
+def test_eyes_that_close_or_open_are_aligned_in_full(
+    corrected: Aligner, blink: list[Scene]
+) -> None:
+    follower = FaceFollower(corrected)
+    for order in (blink, blink[::-1]):
+        (first,) = corrected.align(order[0].image, [order[0].box])
+        followed = follower.begin(order[0].image, first, 0.0)
+        assert followed is not None
+        followed = follower.follow(order[0].image, followed, 0.04)
+        assert followed is not None
+        assert follower.follow(order[1].image, followed, 0.08) is None
+
+
+def test_eyes_stay_closed_where_they_seem_to_open_a_little(
+    corrected: Aligner, blink: list[Scene]
+) -> None:
+    """What small crops show of closed lids scatters."""
+    (first,) = corrected.align(blink[1].image, [blink[1].box])
+    moved = []
+    for opening in (0.9, 2.0):
+        follower = FaceFollower(with_following(corrected, opening=opening))
+        followed = follower.begin(blink[1].image, first, 0.0)
+        assert followed is not None
+        key = followed.keyframe
+        for read, closed in ((0.2, key.closed), (0.2, 0.0)):
+            before = replace(followed, keyframe=replace(key, lids=key.lids + read, closed=closed))
+            found = follower.follow(blink[1].image, before, 0.04)
+            assert found is not None
+            change = found.face.coefficients.expression - first.coefficients.expression
+            moved.append(change[follower.blinks].mean())
+    assert np.abs(moved[::2]).max() < 0.02
+    assert max(moved[1::2]) < -0.15
+
+
+def test_a_blink_does_not_stop_following(corrected: Aligner, blink: list[Scene]) -> None:
+    """Eyes that open in the frame after a full alignment, or close there, are no failure."""
+    config = TrackingConfig(search_interval=np.inf)
+    for order in (blink, blink[::-1]):
+        tracker, full = Tracker(corrected, config=config), []
+        for i, scene in enumerate((order[0], order[1], order[1], order[1], order[1])):
+            (one,) = tracker.step(scene.image, i / RATE)
+            full.append(bool(one.raw.trace))
+        assert full.pop(0)
+        assert sum(full) == 1, full
 
 
 def test_a_face_that_is_covered_is_aligned_in_full(aligner: Aligner, film: list[Scene]) -> None:
