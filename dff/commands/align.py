@@ -150,7 +150,7 @@ def align(
 
     dff align folder/ --json alignments.jsonl --draw drawn/
 
-    dff align --same-person front.jpg left.jpg right.jpg --mesh face.glb
+    dff align --same-person front.jpg left.jpg right.jpg --mesh face.glb --draw drawn/
 
     dff align film.mp4 --json faces.jsonl --draw drawn.mp4
     """
@@ -172,8 +172,8 @@ def align(
     own_choice = weights or cascade or method is not Method.dense
     if server and (video or same_person or own_choice or preset is not AlignPreset.balanced):
         raise typer.BadParameter("--server aligns images, by its own weights, method and preset")
-    if same_person and (box or draw or resume or table or mask or crops or focal or landmarks):
-        raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
+    if same_person and (box or resume or table or mask or crops or focal or landmarks):
+        raise typer.BadParameter("--same-person goes with --boxes, --json, --draw and --mesh only")
     if server and not _is_web_address(server):
         raise typer.BadParameter(f"--server is an address http://HOST:PORT, not {server}")
     if focal and not isfinite(focal):
@@ -207,7 +207,7 @@ def align(
         typer.secho(describe_passed_over(listing.passed_over), fg=typer.colors.YELLOW, err=True)
     check_not_inputs([*files, boxes], [json_out, mesh, table])
     if same_person:
-        _align_person(load, files, boxes=boxes, json_out=json_out, mesh=mesh)
+        _align_person(load, files, boxes=boxes, json_out=json_out, draw=draw, mesh=mesh)
         return
     if box and len(files) > 1:
         raise typer.BadParameter("--box takes one image; use --boxes for several")
@@ -295,19 +295,25 @@ def _align_person(
     *,
     boxes: Path | None,
     json_out: Path | None,
+    draw: Path | None,
     mesh: Path | None,
 ) -> None:
     from dff.aligner.mesh_file import MESHES
-    from dff.files.alignments import align_person_files
+    from dff.files.alignments import DRAWINGS, align_person_files
     from dff.files.images import unique_names
-    from dff.files.outputs import check_suffix, write_json
+    from dff.files.outputs import assign_outputs, check_not_inputs, check_suffix, write_json
     from dff.infra.printing import printable
 
     if mesh:
         check_suffix(mesh, MESHES)
+    drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
+    for drawn in ([*drawings.values()], [draw]):
+        check_not_inputs((), [json_out, mesh, *drawn])
     given = _read_boxes(boxes, files)
     aligner = load()
-    person, lines, unread = align_person_files(aligner, files, boxes=given, mesh=mesh)
+    person, lines, unread = align_person_files(
+        aligner, files, boxes=given, drawings=drawings, mesh=mesh
+    )
     typer.echo("\n".join(map(printable, lines)))
     if json_out:
         write_json(json_out, person.to_json(unique_names(files)))

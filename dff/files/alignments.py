@@ -271,12 +271,14 @@ def align_person_files(
     paths: Sequence[Path],
     *,
     boxes: Boxes | None = None,
+    drawings: Mapping[Path, Path] | None = None,
     mesh: Path | None = None,
 ) -> tuple[PersonAlignment, list[str], int]:
     """One identity for images of one person, a line of text for each image, and how many of them
     could not be read.
 
-    ``mesh``: file for the face at rest, with the texture of the image that shows it best.
+    ``drawings``: files for the images with their alignments, by image. ``mesh``: file for the face
+    at rest, with the texture of the image that shows it best.
 
     Of an image's ``boxes`` the first counts. Files that can't be read, and boxes outside of their
     image, are left out as photos without a face are. Raises BadPhoto when that leaves no image, and
@@ -294,6 +296,10 @@ def align_person_files(
         pixels = [one.pixels for one in read.values()]
         write_mesh(mesh, found, aligner.model, texture_person(found, aligner.model, pixels))
     faces = dict(zip(read, found.faces, strict=True))
+    for path, face in faces.items():
+        if drawings and path in drawings:
+            place, shown = drawings[path], [face] if face else []
+            write_file(place, encode_drawing(read[path].pixels, shown, aligner.model, place.suffix))
     reasons = unread | {[*read][i]: why for i, why in found.left_out.items()}
     doubts = {[*read][i]: why for i, why in found.doubts.items()}
     person = replace(

@@ -76,19 +76,23 @@ def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: Morphabl
 
 
 def test_a_bad_photo_of_a_person_is_left_out_by_name(
-    folder: Path, toy_model: MorphableModel
+    folder: Path, tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     aligner: Aligner = KnownAligner(toy_model)  # type: ignore[assignment]
     bad = {"004.png": b"", "005.png": encoded(np.zeros((5, 5, 3), np.uint8), "PNG")}
     for name, data in bad.items():
         (folder / name).write_bytes(data)
     paths = [folder / f"{i:03d}.png" for i in range(3, 8)]
+    drawings = {path: tmp_path / f"{path.stem}.jpg" for path in paths[:-1]}
     person, lines, unread = align_person_files(
-        aligner, paths, boxes={paths[3]: [Box(900, 0, 950, 50)]}
+        aligner, paths, boxes={paths[3]: [Box(900, 0, 950, 50)]}, drawings=drawings
     )
     assert [face is None for face in person.faces] == [False, True, True, True, False]
     assert list(person.left_out) == [1, 2, 3]
     assert unread == 3
+    assert [path.name for path in tmp_path.glob("*.jpg")] == ["003.jpg"]  # of those that were read
+    drawn = np.asarray(Image.open(tmp_path / "003.jpg")).astype(int)
+    assert np.abs(drawn - np.asarray(Image.open(paths[0]).convert("RGB"))).max() > 60
     for line, path in zip(lines, paths, strict=True):
         assert line.startswith(f"{path}: ")
     for number, why in ((1, "is empty"), (2, "too small"), (3, "outside the image")):
@@ -294,6 +298,8 @@ def test_each_image_has_an_output_of_its_own_that_is_no_input(tmp_path: Path) ->
     [
         (("photo", "--json", "photo"), "photo"),
         (("a.png", "--same-person", "--mesh", "../photos/a.png"), "../photos/a.png"),
+        (("a.png", "--same-person", "--draw", "../photos/a.png"), "../photos/a.png"),
+        (("a.png", "--same-person", "--draw", "x", "--json", "x"), "x"),
         (("a.png", "--boxes", "boxes.json", "--json", "boxes.json"), "boxes.json"),
         (("film.mp4", "--draw", "film.mp4"), "film.mp4"),
         (("a.png", "--json", "x", "--csv", "x"), "x"),
