@@ -14,8 +14,8 @@ const state = { photos: [], current: -1, face: 0, step: 0, playing: 0, marking: 
 
 const photo = () => state.photos[state.current];
 const shownFile = () => (state.live ?? photo()).file;
-const answer = () => state.live?.answer ?? photo()?.answer;
-const image = () => state.live?.image ?? photo()?.image;
+const answer = () => (state.live ?? photo())?.answer;  // null of a frame without a face
+const image = () => (state.live ?? photo())?.image;
 const face = () => answer()?.faces[state.face];
 const lastStep = () => Math.max(0, (face()?.trace?.length ?? 1) - 1);
 const settled = () => state.step >= lastStep();
@@ -386,7 +386,7 @@ const webcam = new Webcam({
     $("drop").hidden = true;
     canvas.hidden = false;
     $("panel").hidden = !found;
-    if (found) showNumbers();
+    if (found) showNumbers(); else canvas.setAttribute("aria-label", "Frame without a face.");
     resize();
   },
   onStop(file) {

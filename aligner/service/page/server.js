@@ -16,9 +16,16 @@ export async function send(path, fields, signal) {
     if (value instanceof Blob) form.append(name, value, "photo");
     else if (value != null) form.append(name, JSON.stringify(value));
   }
+  return ask(path, { method: "POST", body: form, signal, headers: { Deadline: "60" } });
+}
+
+// What the server refuses, since a socket that does not open tells no reason.
+export async function checkAccess() { await ask("v1/models", { headers: {} }); }
+
+async function ask(path, request) {
   let response;
   try {
-    response = await fetch(path, { method: "POST", body: form, signal, headers: { Deadline: "60", ...(key ? { "X-API-Key": key } : {}) } });
+    response = await fetch(path, { ...request, headers: { ...request.headers, ...(key ? { "X-API-Key": key } : {}) } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw { title: "The server can't be reached", detail: "Check the connection and try again." };

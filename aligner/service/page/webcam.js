@@ -1,5 +1,5 @@
 // Frames of the webcam or of a video file, tracked over a web socket: the next one is sent when the last one is answered.
-import { readImage, socketProtocols } from "./server.js";
+import { checkAccess, readImage, socketProtocols } from "./server.js";
 
 const WIDTH = 640;  // pixels of a frame that is sent
 const STEP = 1 / 15;  // seconds between two frames of a file
@@ -21,7 +21,7 @@ export class Webcam {
     }
     const video = Object.assign(document.createElement("video"), { srcObject: this.stream, muted: true, playsInline: true });
     try { await video.play(); } catch { this.stop(); return; }
-    await this.track(video, "Webcam", () => this.stream?.active);
+    await this.track(video, "Webcam", "webcam.jpg", () => this.stream?.active);
   }
 
   // Every frame of a file, in steps, however long the answers take.
@@ -43,17 +43,23 @@ export class Webcam {
       return true;
     };
     let first = true;
-    await this.track(video, "Video", async () => { if (first) { first = false; return true; } return more(); });
+    await this.track(video, "Video", `${file.name.replace(/\.[^.]*$/, "")}.jpg`, async () => { if (first) { first = false; return true; } return more(); });
     URL.revokeObjectURL(video.src);
   }
 
-  async track(video, name, more) {
+  async track(video, name, fileName, more) {
     const stream = this.stream;
     const socket = new WebSocket(new URL("v1/track", document.baseURI.replace(/^http/, "ws")), socketProtocols());
-    try { await opened(socket); } catch (error) { this.stop(); this.onError(error); return; }
+    try {
+      await opened(socket);
+    } catch (error) {
+      this.stop();
+      await checkAccess().then(() => this.onError(error), this.onError);
+      return;
+    }
     let count = 0;
     while (this.stream === stream && await more()) {
-      const started = performance.now(), file = await grab(video);
+      const started = performance.now(), file = await grab(video, fileName);
       const picture = await readImage(file);
       let answer = null;
       try {
@@ -103,9 +109,9 @@ function ask(socket, frame) {
   });
 }
 
-function grab(video) {
+function grab(video, name) {
   const scale = Math.min(1, WIDTH / video.videoWidth);
   const canvas = Object.assign(document.createElement("canvas"), { width: Math.round(video.videoWidth * scale), height: Math.round(video.videoHeight * scale) });
   canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
-  return new Promise((done) => canvas.toBlob((blob) => done(new File([blob], "webcam.jpg", { type: "image/jpeg" })), "image/jpeg", 0.9));
+  return new Promise((done) => canvas.toBlob((blob) => done(new File([blob], name, { type: "image/jpeg" })), "image/jpeg", 0.9));
 }

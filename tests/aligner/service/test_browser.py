@@ -133,6 +133,19 @@ SAVE_FRAME = """(button) => {
 }"""
 
 
+# Counts pictures and landmarks that are drawn from now on.
+COUNT_CALLS = """() => {
+    window.calls = { drawImage: 0, arc: 0 };
+    for (const name of Object.keys(window.calls)) {
+        const call = CanvasRenderingContext2D.prototype[name];
+        CanvasRenderingContext2D.prototype[name] = function (...all) {
+            window.calls[name] += 1;
+            return call.apply(this, all);
+        };
+    }
+}"""
+
+
 def outside(address: str, url: str) -> bool:
     return not address.startswith((url, "data:", "blob:"))
 
@@ -285,6 +298,26 @@ def test_the_webcam_is_aligned_until_it_is_stopped(page: Any) -> None:
     page.wait_for_function("() => document.getElementById('webcam').textContent === 'Webcam'")
 
 
+def test_a_frame_without_a_face_shows_no_face(
+    page: Any, photos: list[Path], tmp_path: Path
+) -> None:
+    """Not those of the photo that was shown before."""
+    upload(page, photos[0])
+    page.wait_for_selector("#panel:not([hidden])")
+    page.context.grant_permissions(["camera"])  # of the fake camera, which shows no face
+    page.click("#webcam")
+    page.wait_for_function(
+        "() => document.getElementById('status').textContent.includes('no face in this frame')"
+    )
+    page.evaluate(COUNT_CALLS)
+    page.wait_for_function("() => window.calls.drawImage > 2")
+    assert page.evaluate("() => window.calls.arc") == 0
+    assert page.is_hidden("#panel")
+    assert page.get_attribute("#canvas", "aria-label") == "Frame without a face."
+    picture(page, "no-face")
+    page.click("#webcam")
+
+
 def test_the_faces_of_a_video_are_tracked(page: Any, photos: list[Path], tmp_path: Path) -> None:
     film = tmp_path / "film.webm"
     frames = [cv2.imread(str(photo)) for photo in photos[:2]]
@@ -301,7 +334,9 @@ def test_the_faces_of_a_video_are_tracked(page: Any, photos: list[Path], tmp_pat
     for button, begins in (("csv", b"image,face_id,confidence"), ("glb", b"glTF")):
         with page.expect_download() as saving:
             page.wait_for_function(SAVE_FRAME, arg=f"save-{button}")
-        assert Path(saving.value.path()).read_bytes().startswith(begins)
+        saved = Path(saving.value.path()).read_bytes()
+        assert saved.startswith(begins)
+        assert button != "csv" or saved.splitlines()[1].startswith(b"film.jpg,0,")
     page.wait_for_selector("#solid-card:not([hidden])")  # the last frame has become a photo
     assert [address.endswith("/v1/track") for address in sockets] == [True]
     picture(page, "video")
@@ -388,7 +423,11 @@ def test_a_key_is_asked_for_and_used(
         page = browser.new_page()
         page.set_default_timeout(WAIT)
         page.goto(url)
+        page.click("#webcam")  # over a socket
+        page.wait_for_selector("#key-form:not([hidden])")
+        assert "API key" in page.text_content("#error")
         upload(page, photos[0])
+        page.wait_for_selector("#panel", state="hidden")
         page.wait_for_selector("#key-form:not([hidden])")
         assert "API key" in page.text_content("#error")
         picture(page, "key")
@@ -396,7 +435,7 @@ def test_a_key_is_asked_for_and_used(
         page.keyboard.press("Enter")
         page.wait_for_selector("#panel:not([hidden])")
         assert page.is_hidden("#key-form")
-        page.click("#webcam")  # over a socket
+        page.click("#webcam")
         page.wait_for_function(
             "() => document.getElementById('status').textContent.startsWith('Webcam')"
         )
