@@ -21,7 +21,8 @@ def shrink_by_area(image: Bytes, size: tuple[int, int]) -> Bytes:
     """(H, W, 3) uint8 pixels, of which each is the mean of an area of the image.
 
     ``size``: width and height, neither larger than the image's. The pixels are those of
-    ``cv2.resize`` with ``INTER_AREA``, by the same sums in the same order.
+    ``cv2.resize`` with ``INTER_AREA``, by the same sums in the same order; in very large
+    images one value in some 50,000 is rounded to the next level.
     """
     return search_to_end(shrink_in_steps(image, size))
 

@@ -8,6 +8,7 @@ the public-domain astronaut: small (512 x 512), large (12 megapixels) and a crow
   Open loop: photos arrive at random times at 70 % of that rate, without a deadline of their own.
   Median and 99th percentile are of the answered requests of each kind of photo, seen by the client.
 * ``attacks``, each beside requests for ``/healthz`` and a client with small photos.
+* ``waits``: small photos beside two clients that send large photos, many faces or frames.
 * ``overhead``: the service with an aligner that does nothing.
 * ``memory``: the same over many requests.
 * ``throughput``: small photos served and in loops of this process, in turns.
@@ -48,6 +49,7 @@ from benchmarks.serve_load import (
     post,
     run_all,
 )
+from benchmarks.serve_waits import HEADER as WAITS_HEADER, measure_waits
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
@@ -62,7 +64,7 @@ from dff.infra.photos.images import decode
 from dff.report import Section, Table as ReportTable, html
 from tests.aligner.known_aligner import KnownAligner
 
-PARTS = ("overhead", "memory", "throughput", "load", "attacks", "endurance")
+PARTS = ("overhead", "memory", "throughput", "load", "waits", "attacks", "endurance")
 REPLICA = "ServeReplica"  # in the title of Ray's processes
 MB = 1 << 20
 
@@ -312,7 +314,7 @@ def main() -> None:
                 tables.append(measure_overhead(url, server, photos["small"], 400))
             if "memory" in options.only:
                 tables.append(measure_memory(url, server, photos["small"], options.requests))
-    if {"load", "attacks", "throughput", "endurance"} & {*options.only}:
+    if {"load", "waits", "attacks", "throughput", "endurance"} & {*options.only}:
         tables += measure_server(options, photos)
     show(tables, options.html)
 
@@ -331,6 +333,9 @@ def measure_server(options: argparse.Namespace, photos: dict[str, bytes]) -> lis
             tables.append(measure_throughput(url, server, photos["small"], options.seconds))
         if "load" in options.only:
             tables.append(measure_load(url, photos, options.clients, options.seconds))
+        if "waits" in options.only:
+            rows = measure_waits(url, photos, options.seconds)
+            tables.append(("Small photos beside others", WAITS_HEADER, rows))
         if "attacks" in options.only:
             tables.append(measure_attacks(url, photos, options.seconds, server))
         if "endurance" in options.only and server:

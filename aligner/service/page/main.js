@@ -205,7 +205,8 @@ function showError(error) {
   if (!$("key-form").hidden) $("key").focus();
   const title = document.createElement("strong");
   title.textContent = error.title || "Something broke in this page";
-  $("error").replaceChildren(title, error.detail || String(error.message || ""));
+  const wanted = $("key-form").hidden ? error.detail : "This server wants an API key: enter one below.";
+  $("error").replaceChildren(title, wanted || String(error.message || ""));
 }
 
 $("key-form").addEventListener("submit", (event) => {
