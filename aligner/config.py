@@ -346,10 +346,11 @@ class FollowingConfig:
     # below which that is repeated so soon
     first_interval: float = 0.2
     unsure: float = 0.8
-    # seconds instead of the interval while the eyes are closed, and the mean activation of both
-    # lids from which they are: small crops show lids less surely, and a blink is short
-    closed_interval: float = 0.2
+    # mean activation of both lids from which eyes are closed: small crops show lids less surely
     closed_eyes: float = 0.3
+    # seconds instead of the interval while it is at least this: a blink is short
+    closed_interval: float = 0.2
+    fully_closed: float = 0.3
     # sooner: where open lids have closed by this mean activation since the last full alignment
     # (never: full alignments of ``fast`` show a blink no better than small crops), or closed ones
     # have opened by this share of theirs; until then they stay closed

@@ -200,7 +200,7 @@ class FaceFollower:
         config, out = self.config, self.config.interval
         if first and face.face_confidence < config.unsure:
             out = min(config.first_interval, out)
-        if self._closed(face):
+        if self._closed(face) >= config.fully_closed:
             out = min(config.closed_interval, out)
         return out
 

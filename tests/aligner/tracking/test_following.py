@@ -121,15 +121,19 @@ def test_an_unsure_first_alignment_is_soon_repeated(aligner: Aligner, film: list
         assert follower.follow(image, followed, until) is None
 
 
-def test_closed_eyes_are_soon_aligned_again(aligner: Aligner, film: list[Scene]) -> None:
-    follower, image = FaceFollower(aligner), film[0].image
+@pytest.mark.parametrize(("activation", "soon"), [(0.6, True), (0.2, False)])
+def test_closed_eyes_are_soon_aligned_again_and_narrowed_ones_are_not(
+    aligner: Aligner, film: list[Scene], activation: float, soon: bool
+) -> None:
+    follower, image = FaceFollower(with_following(aligner, closed_eyes=0.15)), film[0].image
     (found,) = aligner.align(image, [film[0].box])
-    expression = np.where(np.isin(range(52), follower.blinks), 0.6, found.coefficients.expression)
+    expression = found.coefficients.expression.copy()
+    expression[follower.blinks] = activation
     closed = Coefficients(found.coefficients.identity, expression)
     followed = follower.begin(image, replace(found, coefficients=closed), 0.0)
     assert followed is not None
     assert follower.follow(image, followed, 0.19) is not None
-    assert follower.follow(image, followed, 0.2) is None
+    assert (follower.follow(image, followed, 0.2) is None) == soon
 
 
 def blinking(
