@@ -277,6 +277,8 @@ def main(
     cv2.setNumThreads(1)
     aligner, rng = load_aligner(preset=preset), np.random.default_rng(seed)
     faces = read_faces(folder, seed)
+    if not faces:
+        raise typer.BadParameter(f"{folder} has no photo with a .pts file and a large enough face")
     table = Table(
         "cover", "found", "off", "AUROC", "hidden called visible", "visible called hidden"
     )
