@@ -248,12 +248,12 @@ class Tracker:
         """
         if not (np.isfinite(time) and time > self.time):
             raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")
-        known = self.time, self.shot, self.thumbnail, self.usual_change
+        known = self.time, self.shot, self.thumbnail, self.usual_change, self.searched
         people = dict(self.tracks), self.lost
         try:
             tracked = yield from self._step(frame, time, faces)
         except BaseException:  # such as the end of a session
-            self.time, self.shot, self.thumbnail, self.usual_change = known
+            self.time, self.shot, self.thumbnail, self.usual_change, self.searched = known
             self.tracks, self.lost = people
             raise
         return tracked

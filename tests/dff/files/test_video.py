@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dff.aligner.align import Aligner
+from dff.aligner.face_request import Steps
 from dff.aligner.found_faces import FoundFaces
 from dff.commands.app import app
 from dff.face.arrays import Bytes
@@ -243,7 +244,12 @@ def test_videos_that_give_nothing_say_why(
     black = write_film(tmp_path / "black.mkv", [np.zeros((64, 64, 3), np.uint8)] * 2)
     with pytest.raises(NoFace, match="2 frames"):
         align_video_file(oracle, black)
-    monkeypatch.setattr(Aligner, "align", lambda self, image: FoundFaces([], [refused]))
+
+    def refuse(self: Aligner, images: Sequence[Bytes], *, faces: int) -> Steps[list[FoundFaces]]:
+        yield from ()
+        return [FoundFaces([], [refused])]
+
+    monkeypatch.setattr(Aligner, "align_in_steps", refuse)
     refused = replace(known_alignment(oracle.model, Box(10, 10, 40, 40)), reason="it is a cat")
     with pytest.raises(NoFace, match=r"in the last one 1 candidate refused; reason: it is a cat"):
         align_video_file(oracle, black)
