@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def align_photos() -> None:
     """Kernels of the aligner: photos, several photos of a person, textures, matches, tracks."""
+    import cv2
+
     import dff
     from dff.aligner.texture import texture_face
     from dff.aligner.tracking.tracker import Tracker
@@ -27,6 +29,7 @@ def align_photos() -> None:
         photo = write_photograph(Path(folder) / "photos")
     aligner = dff.load_aligner()
     (face,) = aligner.align(photo)
+    aligner.align(cv2.resize(photo, (1500, 1500)))  # large ones are shrunk
     dff.load_aligner(preset="fast").align(photo)  # it multiplies in bfloat16
     texture_face(face, aligner.model, photo)
     aligner.align_person([photo, photo[:, ::-1].copy()])
