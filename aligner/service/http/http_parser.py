@@ -133,7 +133,7 @@ class TimedH11Protocol(H11Protocol):
     def _end(self) -> None:
         """Close the connection, but for a moment read on what the client still sends.
 
-        Bytes that nobody has read would reset it, and the client could lose the answer.
+        Bytes that are not read would reset it, and the client could lose the answer.
         """
         self._stop_waiting()
         if not self.transport.can_write_eof():
