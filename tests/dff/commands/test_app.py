@@ -267,9 +267,10 @@ import os, signal, sys, time
 import ray
 from dff.commands import app
 from dff.infra.clusters.cluster import connected
+from dff.infra.clusters.crash_report import CLUSTER_GONE, reported_crashes
 
 def work(prog_name):
-    with connected(None, workers=1):
+    with reported_crashes(CLUSTER_GONE), connected(None, workers=1):
         ray.get(ray.remote(lambda: os.kill(driver, signal.SIGTERM) or time.sleep(60)).remote())
 
 driver = os.getpid()
