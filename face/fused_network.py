@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numba
 import numpy as np
@@ -93,6 +94,7 @@ class ImageMaps(NamedTuple):
     image: Ints
     product: Floats
     levels: list[Floats]  # the bordered map of each level, which its blocks change in place
+    memory: Floats  # that holds all of these
     kept: bool  # whether the thread's next image takes the same memory
 
 
@@ -101,18 +103,24 @@ class Workspace:
 
     Maps of different shapes share it: a thread needs 25 MB for the quick search of 1,024 x 1,024
     pixels, and not the sum over all crops and photos of late.
+
+    A larger image has memory of its own, while others are computed beside it, and the next such
+    image has the same: the system gives a process 100 MB in 30 to 200 ms.
     """
 
     def __init__(self) -> None:
         self._memory: Floats = np.zeros(0, np.float32)
         self._maps: dict[Any, ImageMaps] = {}  # in that memory, by shape of the image and network
         self._last: Any = None  # the key of those that were computed last
+        self._spare: Floats | None = None  # memory of the last larger image, when it is done
+        self._used_spare = False  # since ``drop_unused``
+        _WORKSPACES.add(self)
 
     def arrange(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> ImageMaps:
         """The maps of an image; those of another shape are no longer valid."""
         key = shape, widths, stride
         maps = self._maps.get(key) or self._cut(key)
-        if self._last != key:
+        if self._last != key or not maps.kept:
             self._last = key
             _clear_border(maps.image.reshape(shape[0] + 2, shape[1] + 2, 3))
             for level in maps.levels:
@@ -131,10 +139,7 @@ class Workspace:
         ends = np.cumsum([-(-count // LINE) * LINE for count in counts])
         memory = self._memory
         if ends[-1] > len(memory):
-            memory = _allocate(int(ends[-1]))
-            if memory.nbytes <= KEPT_BYTES:
-                self._memory = memory
-                self._maps.clear()
+            memory = self._take(int(ends[-1]))
         *levels, product, image = (
             memory[end - -(-count // LINE) * LINE :][:count]
             for end, count in zip(ends.tolist(), counts, strict=True)
@@ -143,11 +148,36 @@ class Workspace:
             image.view(np.int16)[: (height + 2) * 3 * (width + 2)].reshape(height + 2, -1),
             product,
             [level.reshape(shape) for level, shape in zip(levels, bordered, strict=True)],
+            memory,
             memory is self._memory,
         )
         if maps.kept:
             self._maps[key] = maps
         return maps
+
+    def _take(self, count: int) -> Floats:
+        """Memory for more numbers than the thread keeps memory for."""
+        spare, self._spare = self._spare, None
+        if 4 * count > KEPT_BYTES and spare is not None and len(spare) >= count:
+            return spare
+        memory = _allocate(count)
+        if memory.nbytes <= KEPT_BYTES:
+            self._memory = memory
+            self._maps.clear()
+        return memory
+
+    def take_back(self, maps: ImageMaps) -> None:
+        """Let the thread's next image have the memory of maps that are not kept."""
+        self._spare, self._used_spare = maps.memory, True
+
+    def drop_unused(self) -> None:
+        """Let go of the memory for larger images if no image has had it since the last call.
+
+        Any thread may call this.
+        """
+        if not self._used_spare:
+            self._spare = None
+        self._used_spare = False
 
 
 class FusedTrunk:
@@ -201,18 +231,23 @@ class FusedTrunk:
         """
         return self._finish(self._begin(image))
 
-    def run_in_steps(self, image: Bytes | Floats) -> Generator[None, None, Floats]:
-        """``__call__`` in a step for each block, where the image has memory of its own.
+    def run_in_steps(self, image: Bytes | Floats) -> Generator[None, None, ImageMaps]:
+        """The maps of an image, that at the decoder's end among them; valid until the next image.
 
+        In a step for each block where the image is too large for the memory that the thread keeps.
         In one step where its maps are where the thread's next image would overwrite them.
         """
         found = self._begin(image)
         if found.kept:
-            return self._finish(found)
-        for run in self._blocks(found):
-            yield
-            run()
-        return found.levels[self.first]
+            self._finish(found)
+            return found
+        try:
+            for run in self._blocks(found):
+                yield
+                run()
+        finally:
+            _get_workspace().take_back(found)
+        return found
 
     def _begin(self, image: Bytes | Floats) -> ImageMaps:
         """The maps of an image after the stem."""
@@ -315,11 +350,14 @@ class FusedNetwork:
 
     def describe_in_steps(self, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
         """``describe`` of one (H, W, 3) image, in the steps of its ``FusedTrunk.run_in_steps``."""
-        trunk = yield from self.trunk.run_in_steps(image)
+        found = yield from self.trunk.run_in_steps(image)
         shape = image.shape[0] // STRIDE, image.shape[1] // STRIDE
-        descriptor = np.empty((*shape, self.config.dims), np.float32)
+        # in memory that nothing needs any more, if that is enough: new memory takes its time
+        count = math.prod(shape) * self.config.dims
+        memory = found.product if len(found.product) >= count else np.empty(count, np.float32)
+        descriptor = memory[:count].reshape(*shape, self.config.dims)
         logit = np.empty(shape, np.float32)
-        self._apply_heads(trunk, descriptor, logit)
+        self._apply_heads(found.levels[self.trunk.first], descriptor, logit)
         return descriptor, logit
 
     def _apply_heads(self, trunk: Floats, descriptor: Floats, logit: Floats) -> None:
@@ -403,6 +441,7 @@ def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
 # rounded to it.
 LEVEL_UNIT = 2.0 / (32 * 255)
 _KEPT = threading.local()  # the workspace of each thread
+_WORKSPACES: WeakSet[Workspace] = WeakSet()  # those of all threads
 
 
 def _allocate(count: int) -> Floats:
@@ -413,6 +452,12 @@ def _allocate(count: int) -> Floats:
     numbers = np.empty(count + LINE, np.float32)
     skipped = -numbers.ctypes.data // numbers.itemsize % LINE
     return numbers[skipped : skipped + count]
+
+
+def drop_unused_memory() -> None:
+    """``Workspace.drop_unused`` of all threads."""
+    for workspace in [*_WORKSPACES]:
+        workspace.drop_unused()
 
 
 def _get_workspace() -> Workspace:

@@ -22,6 +22,7 @@ from dff.aligner.image_checks import MIN_SIDE
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.landmark_sets import WrongModel
 from dff.aligner.service.face_aligner import FaceAligner, warm_up
+from dff.aligner.service.garbage import exempt_objects
 from dff.aligner.service.http.forms import (
     BoxCorners,
     read_pixel_count,
@@ -114,6 +115,7 @@ class AlignService:
         """Answer further requests by another aligner, which has aligned once."""
         self._take(aligner)
         self.scheduler.aligner = aligner
+        exempt_objects()
 
     def _take(self, aligner: FaceAligner) -> None:
         self.aligner, self.model = aligner, aligner.model

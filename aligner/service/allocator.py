@@ -42,16 +42,21 @@ def return_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 4 * LARGE)
 
 
-async def keep_trimming(interval: float = INTERVAL) -> None:
+async def keep_trimming(
+    interval: float = INTERVAL, *, drop_unused: Callable[[], None] = lambda: None
+) -> None:
     """Return freed memory between used blocks and unused code, again and again until cancelled.
 
-    70 MB after some load, and 120 MB. Does nothing with another C library than glibc.
+    70 MB after some load, and 120 MB; only with glibc. ``drop_unused`` is called before, to free
+    what was not used since the last time.
     """
     malloc_trim = _find("malloc_trim")
-    while malloc_trim is not None:
-        await asyncio.to_thread(malloc_trim, 0)
-        if count_file_bytes() > MOST_CODE:
-            await asyncio.to_thread(drop_code)
+    while True:
+        drop_unused()
+        if malloc_trim is not None:
+            await asyncio.to_thread(malloc_trim, 0)
+            if count_file_bytes() > MOST_CODE:
+                await asyncio.to_thread(drop_code)
         await asyncio.sleep(interval)
 
 

@@ -7,7 +7,7 @@ orientation and focal length in EXIF, are never read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ from dff.aligner.service.routes import (
 )
 from dff.aligner.service.routes.dependencies import DEFAULT
 from dff.aligner.service.weights_watch import WeightsWatch
+from dff.face.fused_network import drop_unused_memory
 
 ROUTES = (align_routes, batch, person, match_routes, track_routes, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
@@ -86,13 +87,15 @@ def create_app(
     keys: bool = False,
     watch: WeightsWatch | None = None,
     also: Mapping[str, FaceAligner] | None = None,
+    on_warm: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application, served by ``uvicorn_server`` or ``ray_serve``.
 
     ``front``: None when the requests come through a proxy that has it. ``root_path``: prefix under
     which a proxy shows the service, and ``keys``: whether it asks for API keys; by default as
     ``front`` has it. ``watch`` changes the weights while the application runs.
-    ``also``: aligners by name that answer requests with ``weights=NAME``.
+    ``also``: aligners by name that answer requests with ``weights=NAME``. ``on_warm`` is called
+    when all aligners have aligned once.
     """
     root_path = root_path or (front.root_path if front else "")
     service = AlignService(aligner, limits=limits, root_path=root_path)
@@ -100,10 +103,14 @@ def create_app(
     for name, other in (also or {}).items():
         services[name] = AlignService(other, limits=limits, root_path=root_path)
 
+    async def warm_up() -> None:
+        await asyncio.gather(*(each.warm_up() for each in services.values()))
+        on_warm()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(each.warm_up()) for each in services.values()]
-        tasks.append(asyncio.create_task(keep_trimming()))
+        trimming = keep_trimming(drop_unused=drop_unused_memory)
+        tasks = [asyncio.create_task(each) for each in (warm_up(), trimming)]
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run(service)))
         yield

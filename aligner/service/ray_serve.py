@@ -130,6 +130,7 @@ class Replica:
     def __init__(self, config: ServiceConfig, front: FrontConfig | None) -> None:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
+        from dff.aligner.service.garbage import exempt_objects
         from dff.aligner.service.weights_watch import WeightsWatch
         from dff.aligner.threads import share_interpreter, use_threads
 
@@ -152,6 +153,7 @@ class Replica:
             keys=bool(config.key_hashes),
             watch=watch,
             also={name: self._load_from(path) for name, path in config.also.items()},
+            on_warm=exempt_objects,
         )
 
     def check_health(self) -> None:

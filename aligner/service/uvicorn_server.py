@@ -15,6 +15,7 @@ import uvicorn
 from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
+from dff.aligner.service.garbage import exempt_objects
 from dff.aligner.service.http.access_log import print_access_log
 from dff.aligner.service.http.server import make_server
 from dff.aligner.service.ports import check_free
@@ -56,7 +57,7 @@ def serve_aligner_with_uvicorn(
     if config.poll is not None:
         watch = WeightsWatch(str(config.weights), load_warm, config.poll)
     others = {name: load(path) for name, path in config.also.items()}
-    app = create_app(load(), front=config.front, watch=watch, also=others)
+    app = create_app(load(), front=config.front, watch=watch, also=others, on_warm=exempt_objects)
     server = make_server(app, config.host, config.port, config.front)
     announced = (server, config.host, config.port, on_ready)
     threading.Thread(target=_announce, args=announced, daemon=True).start()

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 
 from dff.face import fused_network, int16
+from dff.face.arrays import Floats
 from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig, image_batch
 from dff.face.fused_network import (
     FusedNetwork,
@@ -22,6 +25,7 @@ from dff.face.fused_network import (
     describe_sparsely,
 )
 
+T = TypeVar("T")
 SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
 LARGE = NetConfig(widths=(32, 64, 128), depths=(1, 1, 1))
 
@@ -35,6 +39,17 @@ def random_net(config: NetConfig) -> DescriptorNet:
             if "norm" in name or "stem.1" in name or "bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return net
+
+
+def finish(steps: Generator[None, None, T], between: Callable[[], None] = lambda: None) -> T:
+    """What ``steps`` return; ``between`` is called between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        between()
 
 
 @pytest.mark.parametrize("config", [SMALL, LARGE], ids=["small", "large"])
@@ -135,20 +150,60 @@ def test_an_image_without_kept_memory_is_described_block_by_block(
     monkeypatch.setattr(fused_network, "KEPT_BYTES", 0)
     workspace = Workspace()
     monkeypatch.setattr(fused_network, "_get_workspace", lambda: workspace)
-    steps = fused.describe_in_steps(image)
     pauses = 0
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found = end.value
-            break
+
+    def describe_another() -> None:
+        nonlocal pauses
         pauses += 1
         fused.describe(other[None])
+
+    found = finish(fused.describe_in_steps(image), describe_another)
     blocks = sum(len(stage) for stage in fused.trunk.stages) + len(fused.trunk.decoder)
     assert pauses >= blocks
     for one, (known,) in zip(found, want, strict=True):
         np.testing.assert_array_equal(one, known)
+
+
+def test_large_images_take_the_memory_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it holds; until it is dropped, as no image has needed it since the last time."""
+    fused = FusedNetwork(random_net(LARGE))
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    want = fused.describe(image[None])
+    monkeypatch.setattr(fused_network, "KEPT_BYTES", 0)
+    workspace = Workspace()
+    monkeypatch.setattr(fused_network, "_get_workspace", lambda: workspace)
+    allocated: list[Floats] = []
+
+    def allocate(count: int) -> Floats:
+        allocated.append(np.full(count, np.float32(7.0)))
+        return allocated[-1]
+
+    monkeypatch.setattr(fused_network, "_allocate", allocate)
+
+    def describe() -> None:
+        found = finish(fused.describe_in_steps(image))
+        for one, (known,) in zip(found, want, strict=True):
+            np.testing.assert_array_equal(one, known)
+
+    describe()
+    allocated[0][:] = 7.0
+    describe()
+    assert len(allocated) == 1
+    fused_network.drop_unused_memory()
+    describe()
+    assert len(allocated) == 1
+    fused_network.drop_unused_memory()
+    fused_network.drop_unused_memory()
+    describe()
+    assert len(allocated) == 2
+    abandoned = fused.describe_in_steps(image)
+    next(abandoned)
+    beside = fused.describe_in_steps(image)
+    next(beside)
+    assert len(allocated) == 3, "two images at a time have memory of their own"
+    abandoned.close()
+    describe()
+    assert len(allocated) == 3
 
 
 def test_maps_of_the_last_image_leave_no_trace() -> None:
