@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def align_photos() -> None:
     """Kernels of the aligner: photos, several photos of a person, textures, matches, tracks."""
+    from dataclasses import replace
+
     import cv2
 
     import dff
@@ -30,7 +32,8 @@ def align_photos() -> None:
     aligner = dff.load_aligner()
     (face,) = aligner.align(photo)
     aligner.align(cv2.resize(photo, (1500, 1500)))  # large ones are shrunk
-    dff.load_aligner(preset="fast").align(photo)  # it multiplies in bfloat16
+    dff.load_aligner(preset="fast").align(photo)
+    dff.load_aligner(config=replace(aligner.config, reduced_precision=False)).align(photo)
     texture_face(face, aligner.model, photo)
     aligner.align_person([photo, photo[:, ::-1].copy()])
     dff.Matcher(aligner).match(photo, [(240.0, 130.0)], photo)
@@ -46,6 +49,7 @@ def make_and_learn() -> None:
     from dff.face.descriptor import NetConfig
     from dff.infra.datasets.dataset import open_dataset
     from dff.trainer.config import TrainConfig
+    from dff.trainer.data.config import AugmentConfig, MosaicConfig
     from dff.trainer.train import train
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,7 +58,8 @@ def make_and_learn() -> None:
         made = {"views": 4, "identities": 2, "size": 96, "photo_terms": LICENCE}
         dff.synthesize(str(folder / "photos"), str(folder / "data"), **made, profile_share=0.5)
         small = TrainConfig(
-            steps=1, batch=4, views=2, size=64, anchors=100, loaders=0,
+            steps=2, batch=8, views=2, size=64, anchors=100, loaders=0,
+            augment=AugmentConfig(mosaic=MosaicConfig(probability=0.5)),
             net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
         )  # fmt: skip
         train(open_dataset(str(ROOT / "samples/views-200")), folder / "w.safetensors", config=small)

@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among them. Read when numpy and torch are imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+# torch.compile starts a pool of processes otherwise, each of which imports torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Processes that tests start read this program compiled: there are a hundred of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Ray Train takes reports of workers, which wait for it, this often; its default is 2 seconds.
