@@ -1,5 +1,5 @@
 """``python -m dff``: the ``dff`` command."""
 
-from dff.commands.app import main
+from dff.entry import main
 
 main()

@@ -7,6 +7,7 @@ the same answer as under uvicorn.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -15,9 +16,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -29,7 +32,12 @@ from dff.aligner.preset import AlignPreset
 from dff.aligner.service import serve_imports
 from dff.aligner.service.allocator import ENVIRONMENT
 from dff.aligner.service.http.access_log import print_access_log
-from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middleware
+from dff.aligner.service.http.front import (
+    HEALTH_SECONDS,
+    VARIABLE,
+    FrontConfig,
+    proxy_middleware,
+)
 from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.http.server import ServerThread, make_server
 from dff.aligner.service.ports import check_free
@@ -310,8 +318,15 @@ def check_replica_gpus(wanted: float) -> None:
 
 
 @contextmanager
-def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterator[str]:
+def serving(
+    server: ServerConfig,
+    scale: ReplicaConfig = ONE_REPLICA,
+    *,
+    before_start: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
     """Serve for the length of a ``with`` block; yields the URL.
+
+    ``before_start`` is called when Ray is connected, before the service starts.
 
     On a local Ray a single replica accepts the connections itself; several get their requests from
     Serve's proxies, which have the front. On a cluster each replica has it.
@@ -355,6 +370,7 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
         if local:
             check_replica_gpus(config.gpus * fewest)
         with ended_by(end):
+            before_start()
             with _ray_errors_as("the aligner service failed"):
                 _run(config, server, listener)
             yield f"http://{server.host}:{server.port}"
@@ -421,17 +437,49 @@ def serve_aligner(
     Raises as ``serving``.
     """
     stop = threading.Event()
-    with serving(server, scale) as url:
-        before = {
-            which: signal.signal(which, lambda *_: stop.set())
-            for which in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            on_ready(url)
-            stop.wait()
-        finally:
-            for which, handler in before.items():
-                signal.signal(which, handler)
+    with ExitStack() as signals:
+
+        def take_signals() -> None:
+            signals.enter_context(_stopped_by_signals(stop, server))
+
+        with serving(server, scale, before_start=take_signals) as url:
+            try:
+                on_ready(url)
+                stop.wait()
+            finally:
+                signals.close()  # a second signal ends the process
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event, server: ServerConfig) -> Iterator[None]:
+    """Let SIGINT and SIGTERM set ``stop`` during a ``with`` block, once the service is ready.
+
+    Clients may know that it is before this process does. Until then signals do what they did.
+    """
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        usual = before[signal.Signals(number)]
+        if callable(usual) and not _is_ready(server):
+            usual(number, frame)
+        stop.set()
+
+    for which in before:
+        signal.signal(which, handle)
+    try:
+        yield
+    finally:
+        for which, usual in before.items():
+            signal.signal(which, usual)
+
+
+def _is_ready(server: ServerConfig) -> bool:
+    """Whether a service at this address says that it is ready."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=HEALTH_SECONDS)
+    with closing(connection), suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
 
 
 @contextmanager

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -17,6 +19,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from ray import serve
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.limits import Limits
@@ -29,6 +33,7 @@ from dff.aligner.service.ray_serve import (
     ended_by,
     local_environment,
     parse_replicas,
+    serve_aligner,
     serving,
 )
 from dff.aligner.service.server_config import ReplicaConfig, ServerConfig
@@ -42,6 +47,7 @@ from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT, HEALTHY, check_health, connection
 from tests.aligner.service.test_http_parser import post_twice
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 from tests.ray_forks.start import forked_from
 
 
@@ -233,6 +239,42 @@ def test_bad_weights_are_reported_before_serve_starts(
     with pytest.raises(BadWeights, match=r"bad\.safetensors"), serving(named[option]):
         pass
     assert not caplog.records
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_starts_ends_it_in_order_once_it_is_ready(
+    which: signal.Signals, is_ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may know that it is ready before the process that started it does."""
+    told: list[str] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(status_code=200 if is_ready else 503)(scope, receive, send)
+
+    @contextmanager
+    def starting(
+        server: ServerConfig, scale: ReplicaConfig, *, before_start: Callable[[], None]
+    ) -> Iterator[str]:
+        before_start()
+        signal.raise_signal(which)
+        yield "url"
+        told.append("ended")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dff.aligner.service.ray_serve.serving", starting)
+    before = signal.signal(which, interrupted)
+    try:
+        with serving_with_uvicorn(application) as url:
+            server = ServerConfig(port=urlsplit(url).port or 0)
+            with nullcontext() if is_ready else pytest.raises(KeyboardInterrupt):
+                serve_aligner(server, on_ready=told.append)
+            assert told == (["url", "ended"] if is_ready else [])
+        assert signal.getsignal(which) is interrupted
+    finally:
+        signal.signal(which, before)
 
 
 def broken() -> None:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.server import ServerThread, make_server
@@ -14,7 +14,7 @@ from dff.aligner.service.http.server import ServerThread, make_server
 
 @contextmanager
 def serving_with_uvicorn(
-    app: FastAPI, *, host: str = "127.0.0.1", port: int = 0, front: FrontConfig | None = None
+    app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, front: FrontConfig | None = None
 ) -> Iterator[str]:
     """Serve ``app`` from a thread for the length of a ``with`` block; yields the URL.
 
