@@ -22,8 +22,12 @@ class StatusConfig:
     """How a job's speed and its end are told from the times of its shards."""
 
     window: int = 64  # last shards that the rate is measured over
-    patience: float = 120.0  # seconds without a shard in which a job counts as running, at least
-    patience_shards: float = 8.0  # the same, in mean times between two shards
+    # A job without a shard for that many seconds counts as running: before the first one
+    patience: float = 120.0
+    # afterwards, as long as the first one took so many times, within these and the ``patience``
+    patience_first: float = 2.0
+    patience_least: float = 20.0
+    patience_shards: float = 8.0  # in mean times between two shards, if that is longer
     views: int = 60  # of the gallery
 
 
@@ -121,7 +125,10 @@ def read_status(
     now = time.time() if now is None else now
     silent = max(0.0, now - (times[-1] if times else begun))
     mean_pause, rate = _measure_rate(times, plan.shard_subjects, config)
-    patience = max(config.patience, config.patience_shards * mean_pause)
+    patience = config.patience
+    if times:  # the first one took as long as any, with the start
+        first = max(config.patience_first * (times[0] - begun), config.patience_least)
+        patience = max(min(first, patience), config.patience_shards * mean_pause)
     if storage.exists(MANIFEST):
         state = State.finished
     else:

@@ -21,17 +21,20 @@ BEGIN = 1_700_000_000.0  # Unix seconds
 
 @pytest.fixture
 def half_made(tmp_path: Path) -> tuple[Plan, Storage]:
-    """A job of 11 subjects in four shards, two of which are stored, ten seconds apart."""
+    return half_make(tmp_path, 2)
+
+
+def half_make(tmp_path: Path, made: int) -> tuple[Plan, Storage]:
+    """A job of 11 subjects in four shards, up to two of which are stored, ten seconds apart."""
     job = toy_plan(11)
     storage = open_storage(str(tmp_path / "out"))
     (tmp_path / "log").mkdir()
     make_rows = toy_work(tmp_path / "log", bad=1).build()
     claim(job, storage)
     os.utime(tmp_path / "out" / plan.KEY, (BEGIN, BEGIN))
-    for index, shard in enumerate((0, 3)):  # the last shard is smaller
-        key = job.data_key(shard)
-        made = job.shards[shard]
-        make_shard(made, key=key, plan=job.fingerprint, storage=storage, make_rows=make_rows)
+    for index, shard in enumerate((0, 3)[:made]):  # the last shard is smaller
+        key, work = job.data_key(shard), job.shards[shard]
+        make_shard(work, key=key, plan=job.fingerprint, storage=storage, make_rows=make_rows)
         then = BEGIN + 10.0 * (index + 1)
         os.utime(tmp_path / "out" / key, (then, then))
     return job, storage
@@ -59,6 +62,24 @@ def test_a_killed_job_is_told_from_a_running_one(half_made: tuple[Plan, Storage]
     assert status.state is State.stopped
     assert status.seconds_left is None
     assert "no shard for 3 h 00 min" in status.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("made", "silent", "state"),
+    [
+        (2, 79.0, State.running),  # eight times the ten seconds between two shards
+        (2, 81.0, State.stopped),
+        (1, 19.0, State.running),  # the only shard took ten seconds
+        (1, 21.0, State.stopped),
+        (0, 119.0, State.running),  # kernels may have to be compiled
+        (0, 121.0, State.stopped),
+    ],
+)
+def test_a_job_that_is_silent_for_longer_than_its_shards_take_has_stopped(
+    made: int, silent: float, state: State, tmp_path: Path
+) -> None:
+    _, storage = half_make(tmp_path, made)
+    assert read_status(storage, now=BEGIN + 10.0 * made + silent).state is state
 
 
 def test_a_finished_dataset_has_no_time_left(
