@@ -27,8 +27,10 @@ def demo(
     """
     with require_extra("all"):
         from dff.demo.run import run_demo
+        from dff.infra.clusters.crash_report import DEMO_GONE, reported_crashes
         from dff.infra.files import check_output_folder
 
     check_output_folder(out)
-    report = run_demo(out, identities=identities, views=views, steps=steps, say=typer.echo)
+    with reported_crashes(DEMO_GONE):
+        report = run_demo(out, identities=identities, views=views, steps=steps, say=typer.echo)
     typer.echo(f"report: {report.resolve()}")

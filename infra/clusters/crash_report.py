@@ -24,6 +24,10 @@ SERVICE_GONE = (
     "ClusterError: the service was aborted: its cluster is gone, or it was killed; the same "
     "command starts it again; Ray's last words are in the log"
 )
+DEMO_GONE = (
+    "ClusterError: the demo was aborted: its Ray is gone, or it was killed; the same command "
+    "begins it anew; Ray's last words are in the log"
+)
 ENDED = b"ended"
 _WATCHER = """
 import sys

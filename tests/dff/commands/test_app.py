@@ -312,6 +312,56 @@ def test_a_crash_of_ray_in_the_end_does_not_change_how_a_command_ends(number: in
     assert ended.stderr.strip() == told[signal.Signals(number)]
 
 
+IMPORTING = """
+import signal, sys
+from dff import entry
+
+class Interrupting:  # the first import of the commands
+    def find_spec(self, name, path=None, target=None):
+        if name == "dff.commands.app":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in shells' background jobs
+sys.meta_path.insert(0, Interrupting())
+entry.main()
+"""
+
+
+def test_an_interrupt_of_the_imports_is_told_in_a_line() -> None:
+    command = [sys.executable, "-c", IMPORTING]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr == "dff: interrupted\n"
+    assert ended.returncode == 128 + signal.SIGINT
+
+
+def test_the_program_imports_nothing_before_it_handles_interrupts() -> None:
+    text = (
+        "import sys; from dff import entry; print('typer' in sys.modules, 'numpy' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert ended.stdout == "False False\n"
+
+
+ABORTED = """
+import os, sys
+from dff.commands.app import main
+from dff.demo import run
+
+run.run_demo = lambda *_, **__: os.abort()
+sys.argv = ["dff", "demo", "--out", sys.argv[1]]
+main()
+"""
+
+
+def test_an_aborted_demo_is_told_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ABORTED, str(tmp_path / "demo")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGABRT
+    *_, line = ended.stderr.strip().splitlines()
+    assert line.startswith("dff: ClusterError: the demo was aborted: its Ray is gone")
+    assert "Fatal Python error" not in ended.stderr
+
+
 @pytest.mark.ray
 def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
     ended = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True)
