@@ -36,7 +36,8 @@ class AccessLine:
     measures: Measures | None = None
     frames: int | None = None  # that a web socket has answered
     started: float = field(default_factory=time.time)
-    seconds: float = 0.0  # from the headers of the request to the end of the answer
+    # from the headers of the request, or the wait for them, to the end of the answer
+    seconds: float = 0.0
 
     @staticmethod
     def of(scope: Scope, request_id: str) -> AccessLine:

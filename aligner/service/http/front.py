@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -106,8 +107,9 @@ class Front:
         self._app: ASGIApp = _Answering(app, config.root_path)
         self._handle: ASGIApp = self._receive
         if config.origins:
-            self._handle = CORSMiddleware(
+            self._handle = _CrossOrigin(
                 self._receive,
+                config.root_path,
                 allow_origins=config.origins,
                 allow_methods=["GET", "HEAD", "POST"],
                 allow_headers=["*"],
@@ -308,6 +310,32 @@ class Front:
             raise Disconnected
 
 
+class _CrossOrigin(CORSMiddleware):
+    """Lets web pages of named origins use the service; refuses others by problem details, too."""
+
+    def __init__(self, app: ASGIApp, root_path: str, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._root_path = root_path
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks whether a page may send a request."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < HTTPStatus.BAD_REQUEST:
+            return answer
+        refused = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        detail = (
+            f"the server does not allow this to a page of {request_headers['origin']}: {refused} "
+            "(`dff serve --origin` names the origins)"
+        )
+        kept = {
+            name: value
+            for name, value in answer.headers.items()
+            if name not in ("content-length", "content-type")
+        }
+        refusal = HTTPException(answer.status_code, detail, kept)
+        return answer_status(refusal, request_headers["x-request-id"], self._root_path)
+
+
 class _Answering:
     """Puts problem details in the place of errors that the server and not the application gives."""
 
@@ -363,11 +391,11 @@ def _begin_request(scope: Scope) -> str:
 
     Headers by which clients could change Ray Serve's limits are taken away.
     """
-    headers = MutableHeaders(scope=scope)
+    request_id = ensure_request_id(scope)
+    headers = MutableHeaders(scope=scope)  # the last: each copies the headers of the scope
     for name in (SERVE_TIMEOUT, SERVE_NO_DISCONNECT):
         if name in headers:
             del headers[name]
-    request_id = ensure_request_id(scope)
     headers["x-request-id"] = request_id
     scope["state"]["received"] = 0
     return request_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import sys
+import time
 import uuid
 from http import HTTPStatus
 from typing import cast
@@ -39,6 +40,7 @@ class TimedH11Protocol(H11Protocol):
     header_seconds = HEADER_SECONDS
 
     _waiting: asyncio.TimerHandle | None = None
+    _since: float | None = None  # when that began, seconds of the clock
     _ending: asyncio.TimerHandle | None = None  # of a connection that is refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -70,12 +72,13 @@ class TimedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:
+        self._since = time.time()
         self._waiting = self.loop.call_later(self.header_seconds, self._refuse_slow_headers)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
-            self._waiting = None
+            self._waiting = self._since = None
 
     def _refuse_slow_headers(self) -> None:
         self._waiting = None
@@ -122,7 +125,7 @@ class TimedH11Protocol(H11Protocol):
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             if scope is None:
-                line = AccessLine(uuid.uuid4().hex)
+                line = AccessLine(uuid.uuid4().hex, started=self._since or time.time())
             else:
                 line = AccessLine.of(scope, ensure_request_id(scope))
             line.status, line.sent = self._answer(problem, line.request_id)

@@ -96,6 +96,7 @@ def test_a_request_that_breaks_has_one_line_with_the_status_and_id_of_its_answer
     assert b"application/problem+json" in head
     assert line["request_id"] == found[1].decode() == json.loads(body)["request_id"]
     assert (line["request_id"] == "mine") == (b"mine" in parts[0])
+    assert (line["seconds"] >= 0.5) == (status == 408)  # the front's patience
     assert "Exception" not in caplog.text
 
 

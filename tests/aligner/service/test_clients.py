@@ -115,6 +115,22 @@ def test_pages_of_named_origins_may_ask(open_client: TestClient) -> None:
         assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
 
 
+def test_a_refused_preflight_has_problem_details(open_client: TestClient) -> None:
+    for origin, method, words in (
+        ("https://elsewhere.org", "POST", "origin"),
+        (PAGE, "DELETE", "method"),
+        ("https://elsewhere.org", "DELETE", "origin, method"),
+    ):
+        asks = {"Origin": origin, "Access-Control-Request-Method": method}
+        answer = open_client.options("/v1/align", headers=asks)
+        assert answer.status_code == 400
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "Origin" in answer.headers["vary"]
+        problem = answer.json()
+        assert f"a page of {origin}: {words} (" in problem["detail"]
+        assert problem["request_id"] == answer.headers["x-request-id"]
+
+
 def test_all_origins_may_be_allowed(toy_model: MorphableModel) -> None:
     with TestClient(
         create_app(KnownAligner(toy_model), front=FrontConfig(origins=("*",)))

@@ -70,6 +70,19 @@ def test_a_body_arrives_unchanged_from_memory_and_from_disk() -> None:
         assert len(answer.headers.get_list("x-request-id")) == 1
 
 
+def test_the_application_sees_the_id_in_the_headers() -> None:
+    """A replica behind a proxy that has the front takes it from there."""
+
+    async def tell(request: Request) -> Response:
+        return Response(",".join(request.headers.getlist("x-request-id")))
+
+    for sent, told in (("mine", "mine"), ("no id", None), (None, None)):
+        headers = {} if sent is None else {"X-Request-ID": sent}
+        answer = ask(front(tell=tell), "GET", "/tell", headers=headers)
+        assert answer.text == answer.headers["x-request-id"]
+        assert told in (None, answer.text)
+
+
 @pytest.mark.parametrize(
     ("status", "told", "kind"),
     [(404, 503, "not-ready"), (408, 503, "deadline"), (503, 503, "busy"), (500, 500, "internal")],
