@@ -349,7 +349,10 @@ class FusedNetwork:
         return descriptor, logit
 
     def describe_in_steps(self, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
-        """``describe`` of one (H, W, 3) image, in the steps of its ``FusedTrunk.run_in_steps``."""
+        """``describe`` of one (H, W, 3) image, in the steps of its ``FusedTrunk.run_in_steps``.
+
+        The descriptors are valid until the thread's next image.
+        """
         found = yield from self.trunk.run_in_steps(image)
         shape = image.shape[0] // STRIDE, image.shape[1] // STRIDE
         # in memory that nothing needs any more, if that is enough: new memory takes its time
@@ -394,7 +397,8 @@ def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats,
 def describe_in_steps(net: Network, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:
     """``describe_images`` of one (H, W, 3) image: (h, w, D) descriptors and (h, w) log odds.
 
-    Yields on the way where that takes long.
+    Yields on the way where that takes long. The descriptors are valid until the thread's next
+    image.
     """
     if isinstance(net, FusedNetwork):
         found = yield from net.describe_in_steps(image)
