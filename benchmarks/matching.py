@@ -6,10 +6,10 @@
 Pairs of views as in ``dff evaluate matching``, but of whole images: the faces are found by the
 detector, and all points of the first view's face are asked for, also those that the second hides.
 ``measure`` gives PCK of ``dff.match`` beside that of the evaluator, which is told the landmark
-boxes and the pixels of the second face, on the same visible points; the AUROC of visibility; and
-the expected calibration errors of both probabilities. ``fit`` fits the weights of
-``dff.aligner.matching.calibration`` and prints them. Matches of faces that were not found count as
-wrong.
+boxes and the pixels of the second face, on the same visible points, with the standard error of the
+difference; the AUROC of visibility; and the expected calibration errors of both probabilities.
+``fit`` fits the weights of ``dff.aligner.matching.calibration`` and prints them. Matches of faces
+that were not found count as wrong.
 """
 
 from __future__ import annotations
@@ -187,9 +187,31 @@ def calibration_error(probability: Floats, truth: Bools) -> float:
     return float(sum(abs(probability[i].mean() - truth[i].mean()) * i.mean() for i in some))
 
 
+def compare(pairs: Sequence[PairFigures], limit: float) -> str:
+    """PCK of ``dff.match`` and of the evaluator, and their difference with its standard error.
+
+    The points of one pair are right or wrong together, so the error is that of a mean of pairs.
+    """
+    hits = np.array(
+        [
+            [(error[p.visible] <= limit).sum() for error in (p.error, p.evaluator_error)]
+            for p in pairs
+        ]
+    )
+    points = np.array([p.visible.sum() for p in pairs])
+    ours, evaluator = 100 * hits.sum(0) / points.sum()
+    more = hits[:, 0] - hits[:, 1]
+    away = more - points * more.sum() / points.sum()
+    error = 100 * np.sqrt((away**2).sum() * len(pairs) / max(len(pairs) - 1, 1)) / points.sum()
+    return f"{ours:14.2f} {evaluator:10.2f} {ours - evaluator:+6.2f} ± {error:.2f}"
+
+
 def report(pairs: Sequence[PairFigures]) -> list[str]:
     """The table by identity and yaw, and the figures of the probabilities."""
-    out = ["identity  yaw     points  PCK 5 %: match  evaluator  PCK 2 %: match  evaluator"]
+    out = [
+        "identity  yaw     points  PCK 5 %: match  evaluator   difference  "
+        "PCK 2 %: match  evaluator   difference"
+    ]
     cells = [
         (name, yaw, [p for p in pairs if p.same == same and MATCHING.find_yaw_bin(p.yaw) == i])
         for same, name in ((True, "same"), (False, "different"))
@@ -197,14 +219,9 @@ def report(pairs: Sequence[PairFigures]) -> list[str]:
     ]
     for name, yaw, some in (*cells, ("all", "", list(pairs))):
         if some:
-            seen = np.concatenate([p.visible for p in some])
-            both = [
-                np.concatenate([getattr(p, key) for p in some])[seen]
-                for key in ("error", "evaluator_error")
-            ]
-            pck = [100 * (error <= limit).mean() for limit in (0.05, 0.02) for error in both]
-            figures = " ".join(f"{value:12.2f}" for value in pck)
-            out.append(f"{name:9} {yaw:6} {seen.sum():7} {figures}")
+            points = sum(int(p.visible.sum()) for p in some)
+            figures = " ".join(compare(some, limit) for limit in (0.05, 0.02))
+            out.append(f"{name:9} {yaw:6} {points:7} {figures}")
     visible, error = (np.concatenate([getattr(p, k) for p in pairs]) for k in ("visible", "error"))
     visibility, probability = (
         np.concatenate([getattr(p, k) for p in pairs]) for k in ("visibility", "probability")
