@@ -113,7 +113,7 @@ class Workspace:
         self._maps: dict[Any, ImageMaps] = {}  # in that memory, by shape of the image and network
         self._last: Any = None  # the key of those that were computed last
         self._spare: Floats | None = None  # memory of the last larger image, when it is done
-        self._used_spare = False  # since ``drop_unused``
+        self._used_spare = False  # since ``drop_spare``
         _WORKSPACES.add(self)
 
     def arrange(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> ImageMaps:
@@ -170,12 +170,12 @@ class Workspace:
         """Let the thread's next image have the memory of maps that are not kept."""
         self._spare, self._used_spare = maps.memory, True
 
-    def drop_unused(self) -> None:
-        """Let go of the memory for larger images if no image has had it since the last call.
+    def drop_spare(self, *, if_unused: bool) -> None:
+        """Let go of the memory for larger images; ``if_unused``: by any since the last call.
 
         Any thread may call this.
         """
-        if not self._used_spare:
+        if not (if_unused and self._used_spare):
             self._spare = None
         self._used_spare = False
 
@@ -458,10 +458,10 @@ def _allocate(count: int) -> Floats:
     return numbers[skipped : skipped + count]
 
 
-def drop_unused_memory() -> None:
-    """``Workspace.drop_unused`` of all threads."""
+def drop_spare_memory(*, if_unused: bool = False) -> None:
+    """``Workspace.drop_spare`` of all threads."""
     for workspace in [*_WORKSPACES]:
-        workspace.drop_unused()
+        workspace.drop_spare(if_unused=if_unused)
 
 
 def _get_workspace() -> Workspace:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -36,7 +37,7 @@ from dff.aligner.service.routes import (
 )
 from dff.aligner.service.routes.dependencies import DEFAULT
 from dff.aligner.service.weights_watch import WeightsWatch
-from dff.face.fused_network import drop_unused_memory
+from dff.face.fused_network import drop_spare_memory
 
 ROUTES = (align_routes, batch, person, match_routes, track_routes, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
@@ -105,11 +106,12 @@ def create_app(
 
     async def warm_up() -> None:
         await asyncio.gather(*(each.warm_up() for each in services.values()))
+        drop_spare_memory()
         on_warm()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        trimming = keep_trimming(drop_unused=drop_unused_memory)
+        trimming = keep_trimming(drop_unused=partial(drop_spare_memory, if_unused=True))
         tasks = [asyncio.create_task(each) for each in (warm_up(), trimming)]
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run(service)))

@@ -189,21 +189,24 @@ def test_large_images_take_the_memory_of_the_one_before(monkeypatch: pytest.Monk
     allocated[0][:] = 7.0
     describe()
     assert len(allocated) == 1
-    fused_network.drop_unused_memory()
+    fused_network.drop_spare_memory(if_unused=True)
     describe()
     assert len(allocated) == 1
-    fused_network.drop_unused_memory()
-    fused_network.drop_unused_memory()
+    fused_network.drop_spare_memory(if_unused=True)
+    fused_network.drop_spare_memory(if_unused=True)
     describe()
     assert len(allocated) == 2
+    fused_network.drop_spare_memory()
+    describe()
+    assert len(allocated) == 3
     abandoned = fused.describe_in_steps(image)
     next(abandoned)
     beside = fused.describe_in_steps(image)
     next(beside)
-    assert len(allocated) == 3, "two images at a time have memory of their own"
+    assert len(allocated) == 4, "two images at a time have memory of their own"
     abandoned.close()
     describe()
-    assert len(allocated) == 3
+    assert len(allocated) == 4
 
 
 def test_maps_of_the_last_image_leave_no_trace() -> None:
