@@ -80,7 +80,7 @@ def proxy_middleware() -> list[Middleware]:
     """
     text = os.environ.get(VARIABLE)
     config = FrontConfig.from_json(text) if text else FrontConfig()
-    use_timed_h11(config.uploads.header_seconds)
+    use_timed_h11(config.uploads.header_seconds, config.root_path)
     print_access_log()
     return [Middleware(Front, config=config)]
 

@@ -38,6 +38,7 @@ class TimedH11Protocol(H11Protocol):
     """
 
     header_seconds = HEADER_SECONDS
+    prefix = ""  # of the service's paths, in the types of problems
 
     _waiting: asyncio.TimerHandle | None = None
     _since: float | None = None  # when that began, seconds of the clock
@@ -147,7 +148,7 @@ class TimedH11Protocol(H11Protocol):
 
     def _answer(self, problem: Problem, request_id: str) -> tuple[int, int]:
         """Send the problem; its status, and the bytes of the answer's body."""
-        answer = problem.to_response(request_id)
+        answer = problem.to_response(request_id, self.prefix)
         body = bytes(answer.body)
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),
@@ -185,12 +186,12 @@ def find_handshake_fault(request: h11.Request) -> str:
     return ""
 
 
-def use_timed_h11(header_seconds: float = HEADER_SECONDS) -> None:
+def use_timed_h11(header_seconds: float = HEADER_SECONDS, prefix: str = "") -> None:
     """Make ``TimedH11Protocol`` the parser of uvicorn servers that this process starts from now on.
 
     For servers that another library starts, as Ray Serve's proxies. To ``uvicorn.run`` give
     ``http=TimedH11Protocol``.
     """
-    TimedH11Protocol.header_seconds = header_seconds
+    TimedH11Protocol.header_seconds, TimedH11Protocol.prefix = header_seconds, prefix
     name = f"{TimedH11Protocol.__module__}:{TimedH11Protocol.__name__}"
     HTTP_PROTOCOLS["auto"] = name

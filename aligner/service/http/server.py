@@ -23,6 +23,7 @@ def make_server(
 
     class FrontProtocol(TimedH11Protocol):
         header_seconds = front.uploads.header_seconds
+        prefix = front.root_path
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return uvicorn.Server(

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -98,6 +99,30 @@ def test_a_request_that_breaks_has_one_line_with_the_status_and_id_of_its_answer
     assert (line["request_id"] == "mine") == (b"mine" in parts[0])
     assert (line["seconds"] >= 0.5) == (status == 408)  # the front's patience
     assert "Exception" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"POST /v1/al", "too-slow"),
+        (b"nonsense\r\n" + END, "bad-http"),
+        (POST + b"X: " + bytes(70_000), "headers-too-large"),
+        (CHUNKED + END + BROKEN, "bad-http"),
+        (SOCKET + VERSION + END, "bad-http"),
+        (CHUNKED + END + GOOD, "too-slow"),
+    ],
+)
+def test_problems_behind_a_proxy_have_its_prefix(
+    data: bytes, kind: str, toy_model: MorphableModel
+) -> None:
+    front = replace(FRONT, root_path="/faces")
+    app = create_app(KnownAligner(toy_model), front=front)
+    with serving_with_uvicorn(app, front=front) as url, connection(url, data) as client:
+        answer = b""
+        while some := client.recv(1 << 16):
+            answer += some
+    problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert problem["type"] == f"/faces/problems/{kind}"
 
 
 @pytest.mark.parametrize("half", [False, True])
