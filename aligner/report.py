@@ -187,7 +187,9 @@ class Reporter:
 
     def _mesh(self, state: FitState, expression: Floats) -> Floats:
         """(V, 3) metres in the head frame: the mesh of one face, with activations added to it."""
-        moved = np.tensordot(expression, self.fit_model.model.expression, axes=1)
+        # in the model's own precision, or it would be copied
+        basis = self.fit_model.model.expression
+        moved = np.tensordot(expression.astype(basis.dtype), basis, axes=1)
         return np.asarray(self.fit_model.vertices(state)[0] + moved)
 
     def pose_matrices(self, rotation: Floats) -> Floats:

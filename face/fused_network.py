@@ -341,10 +341,24 @@ class FusedNetwork:
 
         ``images``: (B, H, W, 3) RGB, uint8 or float32 in 0..1, with sides as in ``__call__``.
         """
+        steps = self.describe_in_batches(images, len(images))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                found: tuple[Floats, Floats] = done.value
+                return found
+
+    def describe_in_batches(
+        self, images: Bytes | Floats, batch: int
+    ) -> Generator[None, None, tuple[Floats, Floats]]:
+        """``describe``, ``batch`` images in each step."""
         shape = len(images), images.shape[1] // STRIDE, images.shape[2] // STRIDE
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
         for i, one in enumerate(images):
+            if i > 0 and i % batch == 0:
+                yield
             self._apply_heads(self.trunk(one), descriptor[i], logit[i])
         return descriptor, logit
 
@@ -392,6 +406,22 @@ def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats,
         parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(images)), batch)]
     descriptor = torch.cat([part.descriptor for part in parts]).float().permute(0, 2, 3, 1)
     return descriptor.numpy(), torch.cat([part.face_logit for part in parts]).float().numpy()
+
+
+def describe_in_batches(
+    net: Network, images: Bytes, batch: int
+) -> Generator[None, None, tuple[Floats, Floats]]:
+    """``describe_images``, ``batch`` of them in each step."""
+    if isinstance(net, FusedNetwork):
+        found = yield from net.describe_in_batches(images, batch)
+        return found
+    parts = []
+    for begin in range(0, len(images), batch):
+        if begin > 0:
+            yield
+        parts.append(describe_images(net, images[begin : begin + batch], batch=batch))
+    descriptor, logit = (np.concatenate(some) for some in zip(*parts, strict=True))
+    return descriptor, logit
 
 
 def describe_in_steps(net: Network, image: Bytes) -> Generator[None, None, tuple[Floats, Floats]]:

@@ -484,8 +484,8 @@ def _present(model: MorphableModel, regions: Sequence[str]) -> list[str]:
 
 def _triangles_at(faces: Ints, vertices: Ints) -> Ints:
     """(N, T) triangles that meet each of (N,) vertices; where there are fewer the first repeats."""
-    meeting = [np.flatnonzero((faces == vertex).any(1)) for vertex in vertices]
-    most = max(len(some) for some in meeting)
-    return np.stack(
-        [np.concatenate([some, np.full(most - len(some), some[0])]) for some in meeting]
-    )
+    some = np.flatnonzero(np.isin(faces, vertices).any(1))  # few, and all that meet any
+    corners = faces[some]
+    meeting = [some[(corners == vertex).any(1)] for vertex in vertices]
+    most = max(len(few) for few in meeting)
+    return np.stack([np.concatenate([few, np.full(most - len(few), few[0])]) for few in meeting])

@@ -23,7 +23,7 @@ from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.face.arrays import Array, Bytes, Float, Floats, Int
 from dff.face.descriptor import STRIDE, Anchors, Network
-from dff.face.fused_network import SparseFeatures, describe_images, describe_sparsely
+from dff.face.fused_network import SparseFeatures, describe_in_batches, describe_sparsely
 from dff.face.model.landmarks import MIRROR
 from dff.face.numba_cache import CACHE
 
@@ -91,12 +91,9 @@ class Observer:
 
     def _describe(self, pixels: Bytes) -> Search[tuple[Floats, Floats]]:
         """(B, D, h, w) descriptors and (B, h, w) log odds of the face of (B, S, S, 3) crops."""
-        batch, parts = self.config.network_batch, []
-        for begin in range(0, len(pixels), batch):
-            parts.append(describe_images(self.net, pixels[begin : begin + batch], batch=batch))
-            yield
-        # rows of pixels, as the fast networks write them
-        descriptor, face_logit = (_join(some) for some in zip(*parts, strict=True))
+        found = yield from describe_in_batches(self.net, pixels, self.config.network_batch)
+        yield
+        descriptor, face_logit = found  # rows of pixels, as the fast networks write them
         return descriptor.transpose(0, 3, 1, 2), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
@@ -183,11 +180,6 @@ def observe_faces(
     if 0 < len(rows) < len(seen):  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
     return SeenFaces(observation, before, rows, all_faces)
-
-
-def _join(parts: Sequence[Floats]) -> Floats:
-    """Arrays of some faces each, one after the other; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:

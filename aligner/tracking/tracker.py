@@ -31,7 +31,7 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
+from dff.aligner.appearance import AppearanceDescriptor, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import Search, same_face
 from dff.aligner.face_request import Steps
@@ -216,7 +216,7 @@ class Tracker:
 
     def __init__(self, aligner: Aligner, *, config: TrackingConfig | None = None) -> None:
         self.aligner, self.config = aligner.with_quick_search(), config or TrackingConfig()
-        self.meter = AppearanceMeter(aligner.model)
+        self.meter = aligner.appearance_meter  # trackers of one aligner share it
         interval = aligner.config.following.interval
         self.follower = FaceFollower(self.aligner) if interval > 0 else None
         self.tracks: dict[int, Track] = {}  # by number: those that the last frame shows

@@ -22,6 +22,7 @@ from dff.face.fused_network import (
     FusedNetwork,
     Workspace,
     describe_images,
+    describe_in_batches,
     describe_sparsely,
 )
 
@@ -109,6 +110,25 @@ def test_levels_are_described_as_their_numbers(config: NetConfig, *, reduced: bo
         slow = describe_images(net, levels, batch=1)
     cosine = (slow[0] * descriptor).sum(3)
     assert 1.0 - cosine.mean() < (2e-6 if reduced else 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fused", "torch"])
+def test_batches_are_described_in_steps_as_all_images_at_once(kind: str) -> None:
+    net = random_net(SMALL)
+    tried = net if kind == "torch" else FusedNetwork(net)
+    levels = np.random.default_rng(1).integers(0, 256, (5, 32, 24, 3)).astype(np.uint8)
+    steps, yielded = describe_in_batches(tried, levels, 2), 0
+    want = describe_images(tried, levels, batch=2)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found = done.value
+            break
+        yielded += 1
+    assert yielded == 2
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["fused", "reduced", "torch"])
