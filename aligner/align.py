@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -52,7 +52,7 @@ from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.person_photos import PersonAligner
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter, SteppedFaces
-from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.arrays import Array, Bool, Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
@@ -295,7 +295,8 @@ class Aligner:
         """The alignments that each request of ``align_in_steps`` asks for, all in one batch."""
         images = [image for request in requests for image in request.images]
         detections = [found for request in requests for found in request.detections]
-        rest = iter(self._align_detections(images, detections))
+        beside_sure = [sure for request in requests for sure in request.beside_sure]
+        rest = iter(self._align_detections(images, detections, beside_sure))
         return [[next(rest) for _ in request.detections] for request in requests]
 
     def run_to_end(self, steps: Steps[T]) -> T:
@@ -323,10 +324,12 @@ class Aligner:
         out: list[list[tuple[Detection, Alignment]]] = [[] for _ in images]
         for begin in range(0, len(faces), step):
             chunk = faces[begin : begin + step]
+            sure = [any(_is_sure(face) for _, face in some) for some in out]
             answer = yield FaceRequest(
                 [images[i] for i, _ in chunk],
                 [detection for _, detection in chunk],
                 left=len(faces) - begin - len(chunk),
+                beside_sure=[sure[i] for i, _ in chunk],
             )
             found = [*(answer or ())]
             failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
@@ -541,7 +544,7 @@ class Aligner:
                 yield k, replace(second, box=faces[k][1].box)
 
     def _align_detections(
-        self, images: list[Bytes], detections: list[Detection]
+        self, images: list[Bytes], detections: list[Detection], beside_sure: Sequence[bool] = ()
     ) -> list[Alignment]:
         boxes = [detection.box for detection in detections]
         others = self.fitter.at_crops() if isinstance(self.fitter, DenseFitter) else ()
@@ -551,7 +554,11 @@ class Aligner:
             boxes,
             self.fitter.begin(detections),
             averaged=[(other, other.begin(detections)) for other in others],
-            rivals=_group_rivals(images, detections) if self.config.doubtful_stop > 0.0 else (),
+            rivals=(
+                _group_rivals(images, detections, beside_sure)
+                if self.config.doubtful_stop > 0.0
+                else ()
+            ),
         )
 
     def _align(
@@ -562,13 +569,13 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        rivals: Sequence[Bools] = (),
+        rivals: Sequence[Rivals] = (),
     ) -> list[Alignment]:
         """Fit B faces from ``start`` and report them.
 
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
-        with those of ``fitter``. ``rivals``: for each image whether the faces are of those in it of
-        which ``_find_outdone`` gives up some after a pass; by default none.
+        with those of ``fitter``. ``rivals``: faces of which ``_find_outdone`` gives up some after a
+        pass; by default none.
         """
         steps = self._align_in_steps(fitter, images, boxes, start, averaged=averaged, rivals=rivals)
         return self.run_to_end(steps)
@@ -581,7 +588,7 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        rivals: Sequence[Bools] = (),
+        rivals: Sequence[Rivals] = (),
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each part of a pass."""
         reporter = self.reporter(fitter.fit_model)
@@ -590,10 +597,10 @@ class Aligner:
         def give_up(done: Pass) -> Bools:
             out = np.zeros(len(done.faces), dtype=bool)
             for some in rivals:
-                rows = np.flatnonzero(some[done.faces])
-                if len(rows) > 1:
+                rows = np.flatnonzero(some.faces[done.faces])
+                if len(rows) > 1 or (some.beside_sure and len(rows) > 0):
                     fit = done.fit if len(rows) == len(out) else done.fit[rows]
-                    out[rows] = self._find_outdone(reporter, fit)
+                    out[rows] = self._find_outdone(reporter, fit, some.beside_sure)
             return out
 
         fit = start
@@ -610,14 +617,15 @@ class Aligner:
             fit = average_fits(fitter.fit_model, fit, others)
         return reporter.report(fit, boxes, passes)
 
-    def _find_outdone(self, reporter: Reporter, fit: FaceFit) -> Bools:
+    def _find_outdone(self, reporter: Reporter, fit: FaceFit, beside_sure: bool) -> Bools:
         """(B,) which faces of one image are probably none, or repeat the fit of a sure face.
 
         By ``AlignConfig.doubtful_stop`` and ``repeated_stop``; none where no face is sure.
+        ``beside_sure``: whether another one is, which is not among them.
         """
         config, confidence = self.config, reporter.face_confidence(fit)
         sure = confidence >= SURE_FROM
-        outdone = (confidence < config.doubtful_stop) & sure.any()
+        outdone = (confidence < config.doubtful_stop) & (beside_sure or sure.any())
         size = reporter.fit_model.face_size(fit.state)
         surest_first = np.argsort(-confidence, kind="stable")
         for at, i in enumerate(surest_first):
@@ -718,13 +726,33 @@ def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> 
         raise ValueError(f"no network runs on {device!r} here: {reason}") from error
 
 
-def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> list[Bools]:
-    """(B,) which faces were detected in one image, for each that shows several."""
+@dataclass(frozen=True, eq=False)
+class Rivals:
+    """Faces that were detected in one image, some of which may be none."""
+
+    faces: Bool[Array, " faces"]  # of all that are aligned at a time: whether a face is one of them
+    beside_sure: bool  # whether another face of the image is sure
+
+
+def _group_rivals(
+    images: Sequence[Bytes], detections: Sequence[Detection], beside_sure: Sequence[bool]
+) -> list[Rivals]:
+    """The rivals of each image that shows several faces.
+
+    ``beside_sure``: of each face, whether a sure one of its image was aligned before; by default
+    of none.
+    """
     found: dict[int, Bools] = {}
     for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
         if not detection.given:
             found.setdefault(id(image), np.zeros(len(images), dtype=bool))[i] = True
-    return [some for some in found.values() if some.sum() > 1]
+    sure = np.array(beside_sure or [False] * len(images))
+    rivals = [Rivals(some, bool(sure[some].any())) for some in found.values()]
+    return [some for some in rivals if some.beside_sure or some.faces.sum() > 1]
+
+
+def _is_sure(face: Alignment) -> bool:
+    return not face.failed and face.face_confidence >= SURE_FROM
 
 
 def _shrunk(box: Box, share: float) -> Box:

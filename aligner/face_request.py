@@ -20,6 +20,8 @@ class FaceRequest:
     images: list[Bytes]  # of each face
     detections: list[Detection]
     left: int  # faces that the call will ask for after these, as far as is known
+    # of each face: whether a face of its image is sure that the call has asked for before
+    beside_sure: list[bool]
 
 
 Steps: TypeAlias = Generator[FaceRequest | None, list[Alignment] | None, T]

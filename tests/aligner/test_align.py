@@ -1,8 +1,10 @@
 """The solver's laws and figures, shown by a network that is right (see ``oracle``)."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,13 +206,20 @@ def test_a_reporter_is_made_once_for_an_aligner_and_its_offsets(oracle_aligner: 
 
 
 def count_passes(
-    aligner: Aligner, image: Bytes, detections: list[Detection], *, stop: float, given: bool = False
+    aligner: Aligner,
+    image: Bytes,
+    detections: list[Detection],
+    *,
+    stop: float,
+    given: bool = False,
+    beside_sure: bool = False,
 ) -> list[int]:
     """Of each of the ``detections``, whose fits would take three; in their order."""
     config = replace(aligner.config, early_stop=0.0, doubtful_stop=stop)
     watched = Aligner(aligner.net, aligner.anchors, aligner.model, config=config)
     answered = [replace(one, given=given) for one in detections]
-    request = FaceRequest([image] * len(answered), answered, left=0)
+    many = len(answered)
+    request = FaceRequest([image] * many, answered, left=0, beside_sure=[beside_sure] * many)
     return [len(face.trace) for face in watched.align_requests([request])[0]]
 
 
@@ -237,8 +246,38 @@ def test_a_doubtful_face_beside_a_sure_one_takes_one_pass(
     spoilt = scene.image[rng.permutation(len(scene.image))]
     image, place = np.hstack([scene.image, spoilt]), scene.image.shape[1]
     other = Box(scene.box.x0 + place, scene.box.y0, scene.box.x1 + place, scene.box.y1)
-    detections = [Detection(scene.box, 0.9), Detection(other, 0.8)][0 if beside else 1 :]
+    both = [Detection(scene.box, 0.9), Detection(other, 0.8)]
+    detections = both if beside else both[1:]
     assert count_passes(oracle_aligner, image, detections, stop=stop, given=given) == passes
+    if beside:  # as well where the sure one was aligned in the step before
+        alone = count_passes(
+            oracle_aligner, image, both[1:], stop=stop, given=given, beside_sure=True
+        )
+        assert alone == passes[1:]
+
+
+def test_steps_of_any_size_take_the_same_passes(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    rng = np.random.default_rng(8)
+    scene = make_scene(open_head, code, yaw=10.0, rng=rng)
+    image = np.hstack([scene.image, scene.image[rng.permutation(len(scene.image))]])
+    other = replace(scene.box, x0=scene.box.x0 + 320.0, x1=scene.box.x1 + 320.0)
+    config = replace(oracle_aligner.config, early_stop=0.0, doubtful_stop=0.5)
+    parts = oracle_aligner.net, oracle_aligner.anchors, oracle_aligner.model
+    found = [Detection(scene.box, 0.9), Detection(other, 0.8)]
+    aligner = Aligner(*parts, config=config, detector=SimpleNamespace(find=lambda image: found))
+    taken = []
+    for faces in (1, 2):
+        steps = aligner.align_in_steps([image], faces=faces)
+        aligned: list[Alignment] = []
+        request = next(steps)
+        while request is not None:
+            answer = aligner.align_requests([request])[0]
+            aligned += answer
+            request = steps.send(answer) if len(aligned) < len(found) else None
+        taken.append([len(face.trace) for face in aligned])
+    assert taken == [[3, 1], [3, 1]]
 
 
 @pytest.mark.parametrize(("given", "passes"), [(False, {1, 3}), (True, {3})])
@@ -371,9 +410,9 @@ class OfNarrowBoxes(Aligner):
     widest = 0.0
 
     def _align_detections(
-        self, images: list[Bytes], detections: list[Detection]
+        self, images: list[Bytes], detections: list[Detection], beside_sure: Sequence[bool] = ()
     ) -> list[Alignment]:
-        found = super()._align_detections(images, detections)
+        found = super()._align_detections(images, detections, beside_sure)
         wide = [detection.box.width > self.widest for detection in detections]
         return [
             replace(one, failed=True, reason="wide") if no else one

@@ -57,7 +57,9 @@ class Stepping(KnownAligner):
         face = Detection(Box(1, 1, 50, 50), 1.0)
         for begin in range(0, number, faces):
             some = min(faces, number - begin)
-            answer = yield FaceRequest([image] * some, [face] * some, left=number - begin - some)
+            answer = yield FaceRequest(
+                [image] * some, [face] * some, number - begin - some, [False] * some
+            )
             assert answer is not None
             assert len(answer) == some
         return self.align_batch(images, boxes)
