@@ -323,10 +323,10 @@ class _CrossOrigin(CORSMiddleware):
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             return answer
         refused = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
-        detail = (
-            f"the server does not allow this to a page of {request_headers['origin']}: {refused} "
-            "(`dff serve --origin` names the origins)"
-        )
+        origin = request_headers["origin"]
+        detail = f"the server does not allow this to a page of {origin}: {refused}"
+        if not self.is_allowed_origin(origin):
+            detail += " (`dff serve --origin` names the origins)"
         kept = {
             name: value
             for name, value in answer.headers.items()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 import time
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,6 +16,16 @@ from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.http_parser import TimedH11Protocol
 
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
+
+
+class _Server(uvicorn.Server):
+    """Logs no traceback for each request that a second interrupt cuts off."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; at once if an interrupt comes while requests in flight are waited for."""
+        if self.should_exit and sig == signal.SIGINT:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
 
 def make_server(
@@ -26,7 +38,7 @@ def make_server(
         prefix = front.root_path
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,

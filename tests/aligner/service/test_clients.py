@@ -127,7 +127,8 @@ def test_a_refused_preflight_has_problem_details(open_client: TestClient) -> Non
         assert answer.headers["content-type"] == "application/problem+json"
         assert "Origin" in answer.headers["vary"]
         problem = answer.json()
-        assert f"a page of {origin}: {words} (" in problem["detail"]
+        assert f"a page of {origin}: {words}" in problem["detail"]
+        assert ("`dff serve --origin`" in problem["detail"]) == (origin != PAGE)
         assert problem["request_id"] == answer.headers["x-request-id"]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import httpx
 import pytest
@@ -17,6 +20,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import Steps
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
+from dff.aligner.service.http.server import ServerThread, make_server
 from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
 from dff.face.arrays import Bytes
@@ -102,6 +106,32 @@ def test_the_end_on_a_signal_is_no_failure(which: signal.Signals) -> None:
         assert server.wait(60) == 0
     finally:
         server.kill()
+
+
+def test_a_second_interrupt_ends_requests_without_a_traceback(
+    toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    aligner, listening = Endless(toy_model), socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    log, level = logging.getLogger("uvicorn.error"), logging.getLogger("uvicorn.error").level
+    server = make_server(create_app(aligner), "127.0.0.1", 0, FRONT)
+    running = ServerThread(server, listening)
+    try:
+        while httpx.get(f"{url}/readyz").status_code == 503:
+            pass
+        begun, body = aligner.steps, multipart(encoded(pixels()))
+        ask = partial(httpx.post, f"{url}/v1/align", content=body[0], headers=body[1], timeout=20)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask)
+            while aligner.steps == begun:
+                time.sleep(0.01)
+            for _ in range(2):
+                server.handle_exit(signal.SIGINT, None)
+            assert isinstance(answer.exception(), httpx.HTTPError) or answer.result().is_error
+    finally:
+        running.stop()
+        log.setLevel(level)
+    assert "Traceback" not in caplog.text
 
 
 def wait_until_ready(port: int) -> None:
