@@ -19,9 +19,9 @@ from dff.face.solve.gauss_newton import (
     solve_step,
     turn_by_vector,
 )
+from dff.face.solve.gram import LANES
 from dff.face.solve.robust import geman_mcclure
 
-COLUMNS = 16  # of a Jacobian, with zeros: whole multiples of these
 NEGLIGIBLE = 2e-3  # share of the likeliest anchor's below which a candidate is not added
 
 
@@ -218,7 +218,7 @@ def find_poses(  # type: ignore[no-untyped-def]
     visible = np.ones(len(anchor_mean))
     points, weight = np.empty((pixels, 3)), np.empty(pixels)
     none = np.zeros((faces, 0))
-    rows = np.empty((2 * pixels, 7), np.float32)
+    rows = np.zeros((2 * pixels, LANES), np.float32)
     across = np.zeros((0, 2))
     for i in range(faces):
         blend_points(anchor[i], probability[i], mask[i], px[i], visible, shaped, points, weight)
@@ -335,7 +335,7 @@ def take_steps(  # type: ignore[no-untyped-def]
     mean, basis = np.empty((pixels, 3)), np.empty((pixels, 3, modes), np.float32)
     flat_basis = basis.reshape(pixels, -1)
     weight = np.empty(pixels)
-    width = -(-(6 + modes + 1) // COLUMNS) * COLUMNS
+    width = -(-(6 + modes + 1) // LANES) * LANES
     rows = np.zeros((2 * pixels + line_weights.shape[1], width), np.float32)
     across = np.zeros((0, 2))
     for i in range(faces):

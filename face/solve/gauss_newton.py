@@ -23,6 +23,7 @@ from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_vector, skew
 from dff.face.numba_cache import CACHE
+from dff.face.solve.gram import LANES, multiply_by_own
 from dff.face.solve.least_squares import damp, normal_equations
 from dff.face.solve.robust import geman_mcclure, robust_weights
 
@@ -307,65 +308,67 @@ def fill_rows(  # type: ignore[no-untyped-def]
 def solve_step(rows, coefficients):  # type: ignore[no-untyped-def]
     """Whether a damped step exists, and the (6 + P,) step, from the ``fill_rows`` of one face.
 
-    The prior of the (P,) ``coefficients`` is standard normal. Columns beyond those of ``fill_rows``
-    are ignored: products are faster where the number of columns is a multiple of 16.
+    The prior of the (P,) ``coefficients`` is standard normal. Zeros follow the columns of
+    ``fill_rows`` in float32 ``rows``, up to a multiple of ``gram.LANES``.
     """
-    product = np.dot(rows.T, rows)
-    q = POSE + len(coefficients)
-    hessian, gradient = np.empty((q, q)), np.empty(q)
+    q, width = POSE + len(coefficients), rows.shape[1]
+    product = np.empty((width, width), np.float32)
+    multiply_by_own(rows, product)
+    # the residuals follow the Jacobian in the rows, so their products are the right side
+    system = np.empty((q, width))
     for i in range(q):
-        for j in range(i, q):
-            hessian[i, j] = product[i, j]
-        hessian[i, i] = hessian[i, i] * (1.0 + DAMPING) + 1e-9
-        gradient[i] = product[i, q]
+        system[i] = product[i]
+        system[i, i] = system[i, i] * (1.0 + DAMPING) + 1e-9
     for k in range(len(coefficients)):
-        hessian[POSE + k, POSE + k] += 1.0
-        gradient[POSE + k] -= coefficients[k]
-    return solve_positive(hessian, gradient), gradient
+        system[POSE + k, POSE + k] += 1.0
+        system[POSE + k, q] -= coefficients[k]
+    step = np.empty((1, q))
+    return solve_positive(system, step), step[0]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def solve_positive(matrix, x):  # type: ignore[no-untyped-def]
-    """Solve a positive definite system by Cholesky's method in place; False where it is none.
+def solve_positive(system, x):  # type: ignore[no-untyped-def]
+    """Solve positive definite equations by Cholesky's method in place; False where there are none.
 
-    ``matrix`` (Q, Q), contiguous: its upper triangle is read and overwritten. ``x`` (Q,): right
-    side, then solution.
+    (Q, W) ``system``, contiguous: the upper triangle of the matrix, then R right sides, then what
+    is ignored. It is overwritten. (R, Q) ``x``: the solutions.
     """
-    q = len(x)
-    flat = matrix.reshape(-1)
+    q, width = system.shape
+    flat = system.reshape(-1)
     for j in range(q):
-        to = j * q + j
-        k = 0
+        # whole registers, though they begin left of the diagonal: what is there is never read
+        left = j // LANES * LANES
+        to, count, k = j * width + left, width - left, 0
         while k + 4 <= j:
-            _subtract_rows(flat, to, q - j, k * q + j, q)
+            _subtract_rows(flat, to, count, k * width + left, width, j - left)
             k += 4
         while k < j:
-            factor = flat[k * q + j]
-            for i in range(q - j):
-                flat[to + i] -= factor * flat[k * q + j + i]
+            factor = flat[k * width + j]
+            end, a = np.uint64(to), np.uint64(k * width + left)
+            for i in range(np.uint64(count)):
+                flat[end + i] -= factor * flat[a + i]
             k += 1
-        if not flat[to] > 0.0:  # NaN, too
+        pivot = flat[j * width + j]
+        if not pivot > 0.0:  # NaN, too
             return False
-        inverse = 1.0 / np.sqrt(flat[to])
-        for i in range(q - j):
-            flat[to + i] *= inverse
-        x[j] *= inverse
-        for i in range(1, q - j):
-            x[j + i] -= x[j] * flat[to + i]
-    for j in range(q - 1, -1, -1):
-        rest = x[j]
-        for i in range(1, q - j):
-            rest -= flat[j * q + j + i] * x[j + i]
-        x[j] = rest / flat[j * q + j]
+        inverse, end = 1.0 / np.sqrt(pivot), np.uint64(to)
+        for i in range(np.uint64(count)):
+            flat[end + i] *= inverse
+    for side in range(len(x)):
+        for j in range(q - 1, -1, -1):
+            rest = system[j, q + side]
+            for i in range(j + 1, q):
+                rest -= system[j, i] * x[side, i]
+            x[side, j] = rest / system[j, j]
     return True
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _subtract_rows(flat, to, count, first, line):  # type: ignore[no-untyped-def]
-    """Subtract four rows, ``line`` numbers apart, each times its first number, from ``count``."""
-    end, a, step = np.uint64(to), np.uint64(first), np.uint64(line)
+def _subtract_rows(flat, to, count, first, line, at):  # type: ignore[no-untyped-def]
+    """Subtract four rows, ``line`` numbers apart, each times its number ``at``, from ``count``."""
+    end, a, step, f = np.uint64(to), np.uint64(first), np.uint64(line), np.uint64(at)
     b, c, d = a + step, a + step + step, a + step + step + step
-    fa, fb, fc, fd = flat[a], flat[b], flat[c], flat[d]
+    fa, fb, fc, fd = flat[a + f], flat[b + f], flat[c + f], flat[d + f]
     for i in range(np.uint64(count)):
         flat[end + i] -= fa * flat[a + i] + fb * flat[b + i] + fc * flat[c + i] + fd * flat[d + i]
 
@@ -419,13 +422,10 @@ def pose_of_moments(moments, targets):  # type: ignore[no-untyped-def]
     normal = moments.copy()
     for a in range(3):
         normal[a, a] += 1e-7 * trace
-    rows, column = np.empty((2, 3)), np.empty(4)
-    for side in range(2):
-        factor = normal.copy()
-        column[:] = targets[:, side]
-        if not solve_positive(factor, column):
-            column[:] = np.nan
-        rows[side] = column[:3]
+    affine = np.empty((2, 4))
+    if not solve_positive(np.concatenate((normal, targets), axis=1), affine):
+        affine[:] = np.nan
+    rows = affine[:, :3].copy()
     # the polar decomposition: rows = root @ flat, where root is the square root of rows @ rows.T
     xx, yy = (rows[0] ** 2).sum(), (rows[1] ** 2).sum()
     xy = (rows[0] * rows[1]).sum()
