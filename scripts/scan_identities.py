@@ -97,7 +97,7 @@ def carry_scans(head: MorphableModel, path: Path) -> ScanIdentities:
     """The identities of the ICT-FaceKit file at ``path`` on the topology of ``head``."""
     scans = load_model(str(path))
     at, found, surface, placed = register_scans(head, scans)
-    rows = np.unique(head.faces[head.triangles_of(*SKIN)])
+    rows = np.unique(head.faces[head.find_triangles(*SKIN)])
     away = np.linalg.norm(found.of(surface.vertices, surface.faces) - at[rows], axis=1)
     normal = triangle_normals(surface.vertices, surface.faces)[found.triangle]
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
@@ -130,12 +130,12 @@ def register_scans(
         scans.template[theirs[INNER]].astype(np.float64),
         head.template[own[INNER]].astype(np.float64),
     )
-    skin = scans.triangles_of(*(name for name in SKIN if name in scans.region_names))
+    skin = scans.find_triangles(*(name for name in SKIN if name in scans.region_names))
     surface = Surface(placed.apply(scans.template.astype(np.float64)), scans.faces[skin])
     nearest = Nearest(surface)
     pairs = list(PAIRED)
     at = _fit_head(head, nearest, own[pairs], surface.vertices[theirs[pairs]])
-    moving, rows = part(at, head.faces, head.triangles_of(*SKIN))
+    moving, rows = part(at, head.faces, head.find_triangles(*SKIN))
     current = np.array(moving.vertices)
     laplacian = graph_laplacian(moving.faces, len(rows))
     ears = _vertices(head, "ears")[rows]
@@ -196,15 +196,15 @@ def extend(head: MorphableModel, shift: Floats, weight: Floats) -> Floats:
     template = head.template.astype(np.float64)
     shift, weight = shift.copy(), weight.copy()
     inside = np.flatnonzero(_vertices(head, "mouth") & ~_vertices(head, "lips", "face"))
-    front = _vertices(head, "face", "lips") & ~_vertices(head, "mouth")
-    front = np.flatnonzero(front & (template[:, 2] > -0.03) & (weight > 0.5))
+    outside = _vertices(head, "face", "lips") & ~_vertices(head, "mouth")
+    front = np.flatnonzero(outside & (template[:, 2] > -0.03) & (weight > 0.5))
     gap = np.linalg.norm(template[inside][:, None] - template[front], axis=-1)
     nearest = gap.min(1, keepdims=True)
     share = np.exp(-0.5 * ((gap - nearest) / np.maximum(0.006, 0.7 * nearest)) ** 2)
     share /= share.sum(1, keepdims=True)
     shift[:, inside] = np.einsum("iw,nwc->nic", share, shift[:, front], optimize=True)
     weight[inside] = 0.3
-    chosen = head.triangles_of(*SKIN, "mouth")
+    chosen = head.find_triangles(*SKIN, "mouth")
     surface, rows = part(template, head.faces, chosen)
     laplacian = graph_laplacian(surface.faces, len(rows))
     mean = sparse.diags(1.0 / np.maximum(laplacian.diagonal(), 1.0)) @ laplacian
@@ -243,5 +243,5 @@ def vary_ears(head: MorphableModel, people: Floats, own: Floats) -> Floats:
 
 def _vertices(head: MorphableModel, *regions: str) -> Bools:
     out = np.zeros(len(head.template), bool)
-    out[head.faces[head.triangles_of(*regions)]] = True
+    out[head.faces[head.find_triangles(*regions)]] = True
     return out
