@@ -55,8 +55,10 @@ def make_and_learn() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photograph(folder / "photos")
-        made = {"views": 4, "identities": 2, "size": 96, "photo_terms": LICENCE}
-        dff.synthesize(str(folder / "photos"), str(folder / "data"), **made, profile_share=0.5)
+        dff.synthesize(
+            str(folder / "photos"), str(folder / "data"), photo_terms=LICENCE,
+            identities=2, views=4, size=96, profile_share=0.5,
+        )  # fmt: skip
         small = TrainConfig(
             steps=2, batch=8, views=2, size=64, anchors=100, loaders=0,
             augment=AugmentConfig(mosaic=MosaicConfig(probability=0.5)),
