@@ -75,9 +75,17 @@ class Counting:
         with self._lock:
             self.requests[kind] += -(-keys // PAGE)
 
+    def check_writable(self) -> None:
+        self._count("PUT")
+        self.inner.check_writable()
+
     def read(self, key: str) -> bytes:
         self._count("GET")
         return self.inner.read(key)
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        self._count("GET")
+        return self.inner.read_range(key, start, stop)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         self._count("PUT")
