@@ -76,7 +76,8 @@ class Counting:
             self.requests[kind] += -(-keys // PAGE)
 
     def check_writable(self) -> None:
-        self._count("PUT")
+        for kind in ("PUT", "PUT", "DELETE"):
+            self._count(kind)
         self.inner.check_writable()
 
     def read(self, key: str) -> bytes:
