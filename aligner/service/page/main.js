@@ -47,7 +47,13 @@ async function take(files) {
 async function alignQuietly(index) {
   const one = state.photos[index];
   one.tried = true;
-  try { one.answer = await (await send("v1/align?mesh=1&trace=1", { image: one.file })).json(); } catch (error) { one.problem = error; }
+  try { await ask(one); } catch (error) { one.problem = error; }
+}
+
+async function ask(one, boxes = null, signal = null) {
+  const started = performance.now();
+  one.answer = await (await send("v1/align?mesh=1&trace=1", { image: one.file, boxes }, signal)).json();
+  one.took = performance.now() - started;
 }
 
 async function choosePhoto(index) {
@@ -62,7 +68,7 @@ async function choosePhoto(index) {
   showError(null);
   showStrip();
   if (chosen("task") === "match") { match.setFirst(index); return; }
-  if (one.answer) showAnswer(); else if (one.problem) refuse(one.problem); else await align(null);
+  if (one.answer) { showAnswer(); sayAnswer(one); } else if (one.problem) refuse(one.problem); else await align(null);
 }
 
 function showStrip() {
@@ -118,13 +124,11 @@ async function align(boxes) {
   $("stage").setAttribute("aria-busy", "true");
   say("Aligning…");
   resize();
-  const started = performance.now();
   try {
-    one.answer = await (await send("v1/align?mesh=1&trace=1", { image: one.file, boxes }, request.signal)).json();
+    await ask(one, boxes, request.signal);
     if (photo() !== one) return;
     showAnswer();
-    const count = one.answer.faces.length;
-    say(`${count} ${count === 1 ? "face" : "faces"} in ${Math.round(performance.now() - started)} ms (${Math.round(one.answer.timing.align_ms)} ms aligning).${(one.answer.warnings ?? []).map((warning) => ` Note: ${warning}.`).join("")}`);
+    sayAnswer(one);
     if (lastStep() > 0 && !still.matches) play(); else state.step = lastStep();
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -197,6 +201,11 @@ function chooseAt([x, y]) {
 // ---- words and numbers -----------------------------------------------------------------------------------------
 
 function say(text) { $("status").textContent = text; }
+
+function sayAnswer({ answer, took }) {
+  const count = answer.faces.length, notes = (answer.warnings ?? []).map((warning) => ` Note: ${warning}.`);
+  say(`${count} ${count === 1 ? "face" : "faces"} in ${Math.round(took)} ms (${Math.round(answer.timing.align_ms)} ms aligning).${notes.join("")}`);
+}
 
 function showError(error) {
   $("error").hidden = !error;

@@ -161,6 +161,14 @@ def upload(page: Any, *files: Path) -> None:
     page.set_input_files("#file", [str(file) for file in files])
 
 
+def test_the_status_is_that_of_the_chosen_photo(page: Any, photos: list[Path]) -> None:
+    upload(page, photos[0], photos[1])
+    page.wait_for_selector("#strip li:nth-child(2) button[aria-label$='1 face']")
+    page.evaluate("document.getElementById('status').textContent = 'of the first'")
+    page.click("#strip li:nth-child(2) button")  # aligned before, behind the first
+    assert page.text_content("#status").startswith("1 face in ")
+
+
 def test_photos_are_aligned_and_results_saved(
     page: Any, photos: list[Path], open_head: MorphableModel
 ) -> None:
