@@ -460,9 +460,13 @@ def _stopped_by_signals(stop: threading.Event, server: ServerConfig) -> Iterator
 
     def handle(number: int, frame: FrameType | None) -> None:
         usual = before[signal.Signals(number)]
-        if callable(usual) and not _is_ready(server):
+        if _is_ready(server):
+            stop.set()
+        elif callable(usual):
             usual(number, frame)
-        stop.set()
+        elif usual is signal.SIG_DFL:
+            signal.signal(number, usual)
+            os.kill(os.getpid(), number)
 
     for which in before:
         signal.signal(which, handle)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
+from itertools import cycle
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -275,6 +278,51 @@ def test_a_signal_while_it_starts_ends_it_in_order_once_it_is_ready(
         assert signal.getsignal(which) is interrupted
     finally:
         signal.signal(which, before)
+
+
+@pytest.mark.parametrize("usual", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_while_it_starts_does_what_it_did(
+    usual: signal.Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    statuses = cycle([503, 200])
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        status = next(statuses) if scope["type"] == "http" else 500
+        await Response(status_code=status)(scope, receive, send)
+
+    @contextmanager
+    def starting(
+        server: ServerConfig, scale: ReplicaConfig, *, before_start: Callable[[], None]
+    ) -> Iterator[str]:
+        before_start()
+        signal.raise_signal(signal.SIGTERM)
+        yield "url"
+
+    def kill(process: int, number: int) -> None:
+        told.append((process, number, signal.getsignal(number)))
+        raise SystemExit
+
+    def end() -> None:
+        told.append("again")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def end_later(url: str) -> None:
+        told.append(url)
+        threading.Timer(0.2, end).start()
+
+    monkeypatch.setattr("dff.aligner.service.ray_serve.serving", starting)
+    monkeypatch.setattr("dff.aligner.service.ray_serve.os.kill", kill)
+    before = signal.signal(signal.SIGTERM, usual)
+    ends = usual is signal.SIG_DFL
+    try:
+        with serving_with_uvicorn(application) as url:
+            server = ServerConfig(port=urlsplit(url).port or 0)
+            with pytest.raises(SystemExit) if ends else nullcontext():
+                serve_aligner(server, on_ready=end_later)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == ([(os.getpid(), signal.SIGTERM, signal.SIG_DFL)] if ends else ["url", "again"])
 
 
 def broken() -> None:
