@@ -158,9 +158,10 @@ def test_only_assets_opens_files_in_face() -> None:
     for path in sorted((ROOT / "face").rglob("*.py")):
         if path.name in (
             "assets.py",
+            "gram.py",
             "int16.py",
             "simd.py",
-        ):  # the last two: LLVM's "load" reads a register's worth of memory
+        ):  # the last three: LLVM's "load" reads a register's worth of memory
             continue
         calls = [n.func for n in ast.walk(parse(path)) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)} | {
