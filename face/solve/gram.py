@@ -15,8 +15,9 @@ from numba.extending import intrinsic
 
 from dff.face.numba_cache import CACHE
 
-LANES = 16  # numbers of a vector register; processors with shorter ones take several
-LANES = 16  # rows of the product that stay in registers
+# numbers of a vector register, of which processors with shorter ones take several, and rows of the
+# product that stay in registers
+LANES = 16
 
 
 @numba.njit(cache=CACHE, nogil=True)
