@@ -55,7 +55,7 @@ check: $(READY) links  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy scripts/*.py
+	$(BIN)/mypy scripts/*.py benchmarks/*.py
 
 links:  # the rooms under the name that they are installed by, where mypy and mkdocs look for them
 	rm -rf build/typing

@@ -27,6 +27,9 @@ from torch import Tensor
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
 from dff.aligner.fitting import fitters, observation
+from dff.aligner.fitting.assessment import assess
+from dff.aligner.fitting.correspondence import match_pixels
+from dff.aligner.fitting.steps import fit_from_detection, refine
 from dff.aligner.threads import use_threads
 from dff.face.descriptor import Features, Network
 from dff.face.fused_network import FusedNetwork
@@ -139,14 +142,10 @@ def main() -> None:
     ]
     best: dict[int, dict[str, float]] = {}
     with (
-        patch.object(
-            observation, "match_pixels", clock.around("matching", observation.match_pixels)
-        ),
-        patch.object(
-            fitters, "fit_from_detection", clock.around("fit", fitters.fit_from_detection)
-        ),
-        patch.object(fitters, "refine", clock.around("fit", fitters.refine)),
-        patch.object(fitters, "assess", clock.around("visibility and confidence", fitters.assess)),
+        patch.object(observation, "match_pixels", clock.around("matching", match_pixels)),
+        patch.object(fitters, "fit_from_detection", clock.around("fit", fit_from_detection)),
+        patch.object(fitters, "refine", clock.around("fit", refine)),
+        patch.object(fitters, "assess", clock.around("visibility and confidence", assess)),
     ):
         for number in range(ROUNDS + 1):  # the first compiles
             for batch in BATCHES:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,6 +129,10 @@ def exact(view: View, data: bytes) -> Floats:
 
 def ids(view: View) -> Ints:
     return view.row.triangle_ids.astype("<u2")
+
+
+def packed_ids(level: int, view: View) -> bytes:
+    return zstd(level)(ids(view))
 
 
 @numba.njit(cache=True)
@@ -272,11 +277,7 @@ def encodings() -> list[Encoding]:
     return [
         Encoding("triangle ids, 16 bit, uncompressed", lambda v: ids(v).tobytes(), exact),
         *(
-            Encoding(
-                f"triangle ids, 16 bit, zstd {level}",
-                lambda v, level=level: zstd(level)(ids(v)),
-                exact,
-            )  # type: ignore[misc]
+            Encoding(f"triangle ids, 16 bit, zstd {level}", partial(packed_ids, level), exact)
             for level in (1, 3, 9, 19)
         ),
         Encoding("triangle ids, 32 bit, zstd 3", lambda v: zstd(3)(v.row.triangle_ids), exact),

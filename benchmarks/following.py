@@ -99,10 +99,10 @@ def main(
         aligner = with_interval(aligner, interval)
     labels: dict[Path, Floats] = {}
     for folder in photos:
-        table = parse_reannotated(next(folder.glob("*.npz")).read_bytes())
-        if not isinstance(table, dict):
+        marked = parse_reannotated(next(folder.glob("*.npz")).read_bytes())
+        if not isinstance(marked, dict):
             raise typer.BadParameter(f"{folder} has no .npz that names its photos")
-        labels |= {folder / f"{name}.jpg": points[:, :2] for name, points in table.items()}
+        labels |= {folder / f"{name}.jpg": points[:, :2] for name, points in marked.items()}
     rows: dict[str, list[list[float]]] = {"in full in every frame": [], "followed": []}
     for seed, path in enumerate(sorted(labels)[::every]):
         truth = labels[path]

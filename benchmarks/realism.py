@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -45,6 +45,9 @@ TURNED = 20.0  # degrees from the photo's pose
 CANDIDATES = 3000  # views of a mode, to be matched with photos
 PEOPLE = 200  # people whose identity retention is measured
 console = Console()
+
+Figures = dict[str, dict[str, Any]]
+"""Fields of a test's result, by what was measured."""
 
 
 def read_photos(folder: Path) -> dict[str, Photo]:
@@ -163,7 +166,7 @@ def smoothed(portrait: Portrait) -> Portrait:
 
 def measure_realism(
     dataset: Dataset, photos: dict[str, Photo], pairs: int, seed: int, sheet: Path | None
-) -> tuple[dict, dict]:
+) -> tuple[Figures, dict[str, list[ViewRow]]]:
     rng = np.random.default_rng(seed)
     portraits, of_photo = views(dataset, rng)
     size = next(iter(portraits.values()))[0].pixels.shape[0]
@@ -179,7 +182,7 @@ def measure_realism(
         "people",
         title=f"{len(real)} photos; chance 50 %",
     )
-    figures: dict[str, dict] = {}
+    figures: Figures = {}
     pictures: list[Bytes] = []
 
     def report(views: str, crop: str, found: list[TwoSampleTest]) -> None:
@@ -255,7 +258,7 @@ def cut_crop(photo: Photo, size: int) -> Bytes:
 
 def measure_retention(
     of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo], seed: int
-) -> dict:
+) -> Figures:
     rng = np.random.default_rng(seed)
     model = load_model()
     frontal = identity_retention.FrontalMap.build(model)
@@ -289,7 +292,7 @@ def measure_retention(
         "views",
         title=f"{len(names)} people; chance {1 / len(names):.1%}",
     )
-    figures = {}
+    figures: Figures = {}
     found = identity_retention.measure_identity_retention(
         twice, range(len(names)), gallery, seed=seed
     )

@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import httpx
@@ -89,7 +90,7 @@ def serve_idle(port: int) -> None:
     make_server(app, "127.0.0.1", port, FrontConfig()).run()
 
 
-def wait_ready(url: str, process: subprocess.Popen[bytes] | multiprocessing.Process) -> None:
+def wait_ready(url: str, process: subprocess.Popen[bytes] | SpawnProcess) -> None:
     """Wait until a server is ready. Raises SystemExit when its process ends."""
     while True:
         try:

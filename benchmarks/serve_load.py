@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import numpy as np
@@ -97,7 +98,7 @@ def closed_loop(
                 kind = pick(rng, shares)
                 outcomes.add(kind, *post(client, photos[kind], deadline=PATIENCE))
 
-    run_all([lambda number=number: work(number) for number in range(clients)])
+    run_all([partial(work, number) for number in range(clients)])
     outcomes.lasted = time.monotonic() - started
     return outcomes
 

@@ -16,6 +16,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier
@@ -196,14 +197,15 @@ def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
         spent = 0.0
         for each in kept:  # the first time compiles, and makes what a person keeps
             rows += render_rows(each, model, visibility)
-            spent += fastest(lambda each=each: render_rows(each, model, visibility), rounds)  # type: ignore[misc]
+            spent += fastest(partial(render_rows, each, model, visibility), rounds)
         size = written(rows, Path(folder))
         spent += fastest(lambda: written(rows, Path(folder)), rounds)
-        anew = [fastest(lambda i=i: sampled(i, model), 2) for i in range(count)]  # type: ignore[misc]
-        begun = [
-            fastest(lambda i=i: render_rows(sampled(i, model), model, visibility, 1), 2)
-            for i in range(count)
-        ]  # type: ignore[misc]
+        anew = [fastest(partial(sampled, i, model), 2) for i in range(count)]
+
+        def first_view(index: int) -> None:
+            render_rows(sampled(index, model), model, visibility, 1)
+
+        begun = [fastest(partial(first_view, i), 2) for i in range(count)]
     views_made = count * VIEWS
     return {
         "views": 1e3 * views_made / spent,

@@ -108,12 +108,12 @@ class KnownAligner:
         coefficients = self.model.neutral()
         coefficients.identity[:] = len(found)
         vertices = self.model.vertices(coefficients)
-        faces = {
+        neutral = {
             i: replace(face, coefficients=coefficients, vertices=vertices)
             for i, face in found.items()
         }
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
-        return PersonAlignment.of(self.model, len(images), faces, left_out, {})
+        return PersonAlignment.of(self.model, len(images), neutral, left_out, {})
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:

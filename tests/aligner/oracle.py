@@ -52,7 +52,8 @@ class PositionCode:
 
     def descriptors(self, positions: Floats) -> Floats:
         phase = positions @ self.frequency
-        return np.concatenate([np.cos(phase), np.sin(phase)], axis=-1) / np.sqrt(DIMS / 2)
+        waves: Floats = np.concatenate([np.cos(phase), np.sin(phase)], axis=-1)
+        return waves / float(np.sqrt(DIMS / 2))
 
 
 @dataclass(frozen=True)
