@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-INTERRUPTED = 130  # exit status, as of shells
+from dff.exit_status import INTERRUPTED
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.commands.train_detector import train_detector
+from dff.exit_status import INTERRUPTED, TERMINATED
 from dff.face.errors import DffError, ServiceError
 from dff.face.private_folder import set_missing_temporary_folder
 from dff.infra.files import check_local
@@ -110,10 +111,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of the command itself."""
-
-
-# exit statuses, as of shells
-TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def main() -> None:
