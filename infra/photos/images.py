@@ -200,7 +200,8 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, Exif]:
         raise BadImage("empty", "the image is empty")
     name = recognise(data[:HEAD])
     if name not in limits.formats:
-        kind = "not an image" if name is None else f"a {name} image"
+        article = "an" if name == "AVIF" else "a"
+        kind = "not an image" if name is None else f"{article} {name} image"
         *others, last = limits.formats
         raise BadImage("not-an-image", f"this is {kind}; {', '.join(others)} and {last} are read")
     if name == "PNG" and _is_animated_png(data):

@@ -273,7 +273,7 @@ def test_heic_is_read_upright() -> None:
     data = buffer.getvalue()
     assert recognise(data) == "HEIC"
     assert np.abs(decode(data).astype(int) - pixels()).mean() < 3
-    with pytest.raises(BadImage, match="HEIC image; JPEG, PNG and WebP are read"):
+    with pytest.raises(BadImage, match="this is a HEIC image; JPEG, PNG and WebP are read"):
         decode(data, limits=UPLOADS)
 
 
@@ -289,3 +289,9 @@ def test_formats_that_are_not_read_are_named(form: str) -> None:
     name = "JPEG 2000" if form == "JPEG2000" else form
     with pytest.raises(BadImage, match=f"a {name} image; JPEG, PNG, WebP, AVIF and HEIC are read"):
         decode(encoded(pixels(), form))
+
+
+def test_avif_is_named_where_it_is_not_read() -> None:
+    data = b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(100)
+    with pytest.raises(BadImage, match="this is an AVIF image; JPEG, PNG and WebP are read"):
+        decode(data, limits=UPLOADS)
