@@ -4,6 +4,7 @@
 * ``data/part-00000-of-00010.parquet``: the shards; of more than a thousand in folders,
   ``data/00001/part-01234-of-02000.parquet``.
 * ``ledger/segment-00000.jsonl``: the record of each shard with its failures, a thousand a file.
+* ``run.json``: only while a job makes it, and of one that was stopped: what its last run told.
 * ``MANIFEST.json``: written last, when the dataset is complete.
 
 No folder holds more than a thousand shards, which S3 lists in one request.

@@ -24,7 +24,7 @@ from dff.infra.datasets.dataset import MANIFEST, Manifest, Shards
 from dff.infra.datasets.shards import rows_to_parquet
 from dff.infra.storage import Storage
 from dff.infra.storage.patient import PatientStorage
-from dff.pipeline.job import ledger, plan as plans
+from dff.pipeline.job import ledger, plan as plans, run_mark
 from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.work import Failure, MakeRows, ShardPlan, ShardResult
@@ -219,14 +219,19 @@ def drive(
                 if not segment.closed:
                     segments.add(record)
                 count(record)
-        # Closed at once, so that no task keeps running for a job that has given up.
-        with closing(make(counter.missing(), on_retry)) as records:
-            for record in records:
-                segments.add(record)
-                count(record)
+        if not counter.done.all():
+            # Closed at once, so that no task keeps running for a job that has given up.
+            with (
+                run_mark.marked(storage),
+                closing(make(counter.missing(), on_retry)) as records,
+            ):
+                for record in records:
+                    segments.add(record)
+                    count(record)
     segments.delete_leftovers()
     manifest = counter.build_manifest()
     storage.write(MANIFEST, manifest.to_json(), if_absent=True)
+    run_mark.remove_mark(storage)
     return manifest
 
 

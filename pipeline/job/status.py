@@ -15,6 +15,7 @@ from dff.infra.printing import counted
 from dff.infra.storage import Storage, is_missing
 from dff.pipeline.job import ledger, plan as plans
 from dff.pipeline.job.run import ShardCounter
+from dff.pipeline.job.run_mark import read_mark
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class State(StrEnum):
 
     finished = "finished"
     running = "running"
-    stopped = "stopped"  # killed, or waiting for machines: no shard for long
+    # interrupted or failed; killed, or waiting for machines: no shard for long
+    stopped = "stopped"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class DatasetStatus:
     bytes: int
     failures: dict[str, int]  # by reason
     rate: float | None  # subjects a second over the last shards; None for fewer than two
-    silent: float  # seconds since the last shard, or since the start
+    silent: float  # seconds since the last shard, or since the start or a later resumption
+    ended: bool  # whether the run itself has said that it was interrupted or failed
 
     @property
     def seconds_left(self) -> float | None:
@@ -86,10 +89,9 @@ class DatasetStatus:
         if (left := self.seconds_left) is not None:
             out.append(f"  {format_seconds(left)} left")
         if self.state is State.stopped:
-            out.append(
-                f"  no shard for {format_seconds(self.silent)}: the same `dff synthesize` command "
-                "completes it"
-            )
+            silence = f"no shard for {format_seconds(self.silent)}"
+            why = "interrupted, or failed" if self.ended else silence
+            out.append(f"  {why}: the same `dff synthesize` command completes it")
         return out
 
 
@@ -123,16 +125,22 @@ def read_status(
     times = sorted(info.modified for info in storage.list("data/") if info.key in stored)
     begun = next(info.modified for info in storage.list(plans.KEY) if info.key == plans.KEY)
     now = time.time() if now is None else now
-    silent = max(0.0, now - (times[-1] if times else begun))
-    mean_pause, rate = _measure_rate(times, plan.shard_subjects, config)
+    mark = read_mark(storage)
+    resumed = begun if mark is None else mark.told
+    silent = max(0.0, now - max([resumed, *times[-1:]]))
+    new = [at for at in times if at >= resumed]  # the pause before these was no work
+    mean_pause, rate = _measure_rate(new if len(new) > 1 else times, plan.shard_subjects, config)
     patience = config.patience
     if times:  # the first one took as long as any, with the start
         first = max(config.patience_first * (times[0] - begun), config.patience_least)
         patience = max(min(first, patience), config.patience_shards * mean_pause)
+    ended = mark is not None and mark.ended
     if storage.exists(MANIFEST):
         state = State.finished
+    elif ended or silent > patience:
+        state = State.stopped
     else:
-        state = State.running if silent <= patience else State.stopped
+        state = State.running
     return DatasetStatus(
         uri=storage.uri,
         state=state,
@@ -146,6 +154,7 @@ def read_status(
         failures=dict(counter.failures),
         rate=rate,
         silent=silent,
+        ended=ended,
     )
 
 

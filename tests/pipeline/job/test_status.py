@@ -10,10 +10,11 @@ import pytest
 from dff.face.errors import BadDataset
 from dff.infra.datasets.dataset import MANIFEST
 from dff.infra.storage import Storage, open_storage
-from dff.pipeline.job import ledger, plan
+from dff.pipeline.job import ledger, plan, run_mark
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.run import RunConfig, claim, make_shard, run
 from dff.pipeline.job.status import State, format_seconds, read_status, sample_views
+from dff.pipeline.job.work import ShardPlan, ShardResult
 from tests.pipeline.job.toy_work import toy_plan, toy_work
 
 BEGIN = 1_700_000_000.0  # Unix seconds
@@ -80,6 +81,47 @@ def test_a_job_that_is_silent_for_longer_than_its_shards_take_has_stopped(
 ) -> None:
     _, storage = half_make(tmp_path, made)
     assert read_status(storage, now=BEGIN + 10.0 * made + silent).state is state
+
+
+def test_a_resumed_job_runs_before_its_first_new_shard_and_an_interrupted_one_has_stopped(
+    half_made: tuple[Plan, Storage], tmp_path: Path
+) -> None:
+    job, storage = half_made
+    assert read_status(storage).state is State.stopped, "its shards are years old"
+    make_rows, seen = toy_work(tmp_path / "log", bad=1).build(), []
+
+    def make_some(shard: ShardPlan) -> ShardResult:
+        seen.append(read_status(storage))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return make_rows(shard)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, storage, make_some, config=RunConfig(budget=0.5))
+    assert [(one.state, one.shards_done) for one in seen] == [
+        (State.running, 2),
+        (State.running, 3),
+    ]
+    assert max(one.silent for one in seen) < 60.0
+    stopped = read_status(storage)
+    assert (stopped.state, stopped.ended) == (State.stopped, True)
+    assert "interrupted, or failed: the same" in stopped.lines()[-1]
+    run(job, storage, make_rows, config=RunConfig(budget=0.5))
+    assert read_status(storage).state is State.finished
+    assert not storage.exists(run_mark.KEY)
+
+
+def test_a_resumed_job_that_is_killed_before_its_first_new_shard_has_stopped(
+    half_made: tuple[Plan, Storage], tmp_path: Path
+) -> None:
+    _, storage = half_made
+    storage.write(run_mark.KEY, b'{"state": "running"}')
+    resumed = BEGIN + 3600.0
+    os.utime(tmp_path / "out" / run_mark.KEY, (resumed, resumed))
+    assert read_status(storage, now=resumed + 79.0).state is State.running
+    killed = read_status(storage, now=resumed + 81.0)
+    assert (killed.state, killed.ended) == (State.stopped, False)
+    assert "no shard for 81 s" in killed.lines()[-1]
 
 
 def test_a_finished_dataset_has_no_time_left(
