@@ -41,7 +41,9 @@ SERVE_NO_DISCONNECT = "x-request-disconnect-disabled"
 # paths of health checks, and the seconds within which they are answered
 HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 HEALTH_SECONDS = 1.0
-_SWITCHED, _REFUSED = 101, 403  # statuses of web sockets in the log
+_SWITCHED = 101  # status of web sockets in the log
+NO_KEY = {"WWW-Authenticate": "Bearer", **CLOSE}  # headers of the answer to who has no API key
+HINT = " (`dff serve --origin` names the origins)"
 
 
 @dataclass(frozen=True)
@@ -168,24 +170,31 @@ class Front:
 
     async def _open_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a web socket through that has a key, where keys are needed, and may come from its
-        page; others are refused with status 403.
+        page; others are refused by problem details, as are those of unknown paths.
         """
         request_id = _begin_request(scope)
         headers = MutableHeaders(scope=scope)
         headers[SERVE_TIMEOUT] = "0"  # none: the service itself ends silent sessions
         line = AccessLine.of(scope, request_id)
-        line.status = _REFUSED
 
         async def send_logged(message: Message) -> None:
+            if message["type"] == "websocket.close" and line.status is None:
+                # the application closes no socket that it has not accepted, but for its path
+                unknown = HTTPException(HTTPStatus.NOT_FOUND)
+                await answer_status(unknown, request_id, root_path)(scope, receive, send_logged)
+                return
             if message["type"] == "websocket.accept":
                 line.status, line.frames = _SWITCHED, 0
                 self._metrics.sockets.inc()
+            elif message["type"] == "websocket.http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                line.status = message["status"]
             if MESSAGE_KEY in message:
                 measures = Measures(**message[MESSAGE_KEY])
                 message = {key: message[key] for key in message if key != MESSAGE_KEY}
                 self._metrics.count_frame(measures)
                 line.count_frame(measures)
-            line.sent += len(message.get("text") or "")
+            line.sent += len(message.get("text") or message.get("body") or "")
             await send(message)
 
         async def receive_counted() -> Message:
@@ -193,19 +202,34 @@ class Front:
             line.received += len(message.get("bytes") or b"")
             return message
 
-        path, keys = scope["path"].removeprefix(self._config.root_path), self._config.keys
+        root_path = self._config.root_path
+        path = scope["path"].removeprefix(root_path)
         try:
-            known = not keys or not path.startswith(GUARDED) or is_allowed(headers, keys)
-            if known and _may_connect(headers, self._config.origins):
-                await self._app(scope, receive_counted, send_logged)
-            else:
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
+            match self._find_socket_problem(path, headers):
+                case None:
+                    await self._app(scope, receive_counted, send_logged)
+                    return
+                case Problem() as problem:
+                    answer = problem.to_response(request_id, root_path)
+                case refused:
+                    answer = answer_status(refused, request_id, root_path)
+            await answer(scope, receive, send_logged)
         finally:
+            if line.status is None:
+                line.status = HTTPStatus.INTERNAL_SERVER_ERROR
             line.write()
             if line.status == _SWITCHED:
                 self._metrics.sockets.dec()
             self._metrics.observe(path, line.status, line.seconds, line.received)
+
+    def _find_socket_problem(self, path: str, headers: Headers) -> Problem | HTTPException | None:
+        keys = self._config.keys
+        if keys and path.startswith(GUARDED) and not is_allowed(headers, keys):
+            return Problem("unauthorized", headers=NO_KEY)
+        if not _may_connect(headers, self._config.origins):
+            origin = headers["origin"]
+            return HTTPException(HTTPStatus.FORBIDDEN, f"a page of {origin} may not connect{HINT}")
+        return None
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -216,7 +240,7 @@ class Front:
         try:
             keys = self._config.keys
             if keys and path.startswith(GUARDED) and not is_allowed(headers, keys):
-                raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer", **CLOSE})
+                raise Problem("unauthorized", headers=NO_KEY)
             if path == "/metrics":
                 await self._answer_metrics(scope, receive, send)
                 return
@@ -326,7 +350,7 @@ class _CrossOrigin(CORSMiddleware):
         origin = request_headers["origin"]
         detail = f"the server does not allow this to a page of {origin}: {refused}"
         if not self.is_allowed_origin(origin):
-            detail += " (`dff serve --origin` names the origins)"
+            detail += HINT
         kept = {
             name: value
             for name, value in answer.headers.items()
@@ -344,14 +368,16 @@ class _Answering:
         self._served = False  # whether the application has answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own paths
+        is_answered = scope["type"] in ("http", "websocket")
+        if not is_answered or scope["path"].startswith("/-/"):  # Ray Serve's own paths
             await self._app(scope, receive, send)
             return
         replaced = False
 
         async def send_answer(message: Message) -> None:
             nonlocal replaced
-            if message["type"] == "http.response.start":
+            # Ray Serve's own answers to web sockets, too, are those to requests
+            if message["type"].removeprefix("websocket.") == "http.response.start":
                 problem = _find_server_problem(message, served=self._served)
                 if problem is None:
                     self._served = True

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from dff.face.errors import BadPhoto
 from dff.infra.photos.images import BadImage
@@ -196,17 +197,24 @@ def describe_problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with problem details."""
-    for error in (Problem, BadPhoto, RequestValidationError, HTTPException, Exception):
+    for error in (
+        Problem,
+        BadPhoto,
+        RequestValidationError,
+        WebSocketRequestValidationError,
+        HTTPException,
+        Exception,
+    ):
         app.add_exception_handler(error, _answer_error)
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+async def _answer_error(request: HTTPConnection, error: Exception) -> JSONResponse:
     request_id: str = request.state.request_id
     root_path: str = request.scope.get("root_path", "")
     match error:
         case Problem() | BadPhoto():
             return to_problem(error).to_response(request_id, root_path)
-        case RequestValidationError():
+        case RequestValidationError() | WebSocketRequestValidationError():
             # dependencies may share a parameter
             detail = "; ".join(dict.fromkeys(map(_describe_invalid, error.errors())))
             return Problem("bad-request", detail).to_response(request_id, root_path)

@@ -19,7 +19,13 @@ from dff.aligner.service.align_service import AlignService, count_faces, image_s
 from dff.aligner.service.http.json_response import encode_answer
 from dff.aligner.service.http.keys import PROTOCOL
 from dff.aligner.service.http.measures import MESSAGE_KEY, measuring
-from dff.aligner.service.http.problems import PhotoProblem, Problem, log_defect, to_problem
+from dff.aligner.service.http.problems import (
+    RETRY_AFTER,
+    PhotoProblem,
+    Problem,
+    log_defect,
+    to_problem,
+)
 from dff.aligner.service.routes.dependencies import choose_service
 from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
 from dff.aligner.tracking.tracker import Tracked, Tracker
@@ -126,28 +132,44 @@ async def track(
     Each binary message is a frame, a JPEG, PNG or WebP file, and is answered by one text message of
     JSON, in order: a client that waits for the answer before it sends another frame has no delay.
     """
-    known = PROTOCOL in socket.scope.get("subprotocols", ())
-    await socket.accept(subprotocol=PROTOCOL if known else None)
     try:
         service = choose_service(socket.app, weights)
+        if not isinstance(service.aligner, Aligner):
+            raise Problem("bad-request", "the aligner of this service can't track")
+        if service.sessions >= service.limits.sessions:
+            wait = {"Retry-After": str(RETRY_AFTER)}
+            raise Problem("busy", "too many sessions: try again later", wait)
+        session = TrackSession(service, smooth=smooth, landmarks=landmarks)
     except Problem as problem:
-        await socket.close(UNSUITED, str(problem.detail)[:100])
-        return
-    if not isinstance(service.aligner, Aligner):
-        await socket.close(UNSUITED, "the aligner of this service can't track")
-        return
-    if service.sessions >= service.limits.sessions:
-        await socket.close(TRY_LATER, "too many sessions: try again later")
+        await _refuse(socket, problem)
         return
     service.sessions += 1
     try:
-        session = TrackSession(service, smooth=smooth, landmarks=landmarks)
-        with suppress(WebSocketDisconnect):  # the client went away while it was answered
+        with suppress(WebSocketDisconnect):  # the client went away
+            await _accept(socket)
             await _converse(socket, session, service.limits.silence)
-    except Problem as problem:
-        await socket.close(UNSUITED, str(problem.detail)[:100])
     finally:
         service.sessions -= 1
+
+
+async def _accept(socket: WebSocket) -> None:
+    known = PROTOCOL in socket.scope.get("subprotocols", ())
+    await socket.accept(subprotocol=PROTOCOL if known else None)
+
+
+async def _refuse(socket: WebSocket, problem: Problem) -> None:
+    """Answer the handshake by the problem; a web page gets it as the end of a session.
+
+    Browsers keep the answers to refused handshakes from pages, which they always name.
+    """
+    if "origin" in socket.headers:
+        await _accept(socket)
+        code = TRY_LATER if problem.kind == "busy" else UNSUITED
+        await socket.close(code, str(problem.detail)[:100])
+    else:
+        await socket.send_denial_response(
+            problem.to_response(str(socket.state.request_id), socket.scope.get("root_path", ""))
+        )
 
 
 async def _converse(socket: WebSocket, session: TrackSession, silence: float) -> None:

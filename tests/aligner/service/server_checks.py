@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.limits import UploadLimits
@@ -239,6 +241,28 @@ class Client {
 """
 
 
+def check_refused_sockets(url: str) -> None:
+    """A client with a real socket learns why its handshake is refused."""
+    address = url.replace("http", "ws")
+    for path, headers, status, detail in (
+        ("/v1/track", {"Origin": "https://other.org"}, 403, "page of https://other.org may not"),
+        ("/v1/track?smooth=perhaps", {}, 422, "smooth must be 1 or 0"),
+        ("/v1/track?weights=none", {}, 422, "no weights are called 'none'"),
+        ("/nothing", {}, 404, "the service has no such path"),
+    ):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(address + path, additional_headers=headers, open_timeout=60),
+        ):
+            pass
+        answer = refused.value.response
+        problem = json.loads(answer.body)
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.status_code == problem["status"] == status
+        assert detail in problem["detail"]
+        assert answer.headers.get_all("x-request-id") == [problem["request_id"]]
+
+
 def check_java(url: str) -> None:
     """Java's own client, which offers HTTP/2 with its first request, posts a photo twice."""
     if not shutil.which("javac"):
@@ -282,5 +306,6 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_head,
     check_options,
     check_curl,
+    check_refused_sockets,
     check_java,
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from websockets.sync.client import connect
 
@@ -18,6 +18,7 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.keys import hash_keys
 from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.problems import MEDIA_TYPE
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded
@@ -45,6 +46,22 @@ def headers(**more: str) -> dict[str, str]:
     return {"X-API-Key": KEY, **more}
 
 
+def refusal(client: TestClient, address: str, given: dict[str, str]) -> Any:
+    """The problem details by which a handshake is refused."""
+    with (
+        pytest.raises(WebSocketDenialResponse) as refused,
+        client.websocket_connect(address, headers=given),
+    ):
+        pass
+    answer = refused.value
+    problem = answer.json()
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.headers["x-request-id"] == problem["request_id"]
+    assert answer.status_code == problem["status"]
+    assert ("retry-after" in answer.headers) == (answer.status_code == 503)
+    return problem
+
+
 def test_frames_are_answered_in_order_and_fail_alone(client: TestClient, scene: Scene) -> None:
     good = encoded(scene.image)
     with client.websocket_connect("/v1/track?landmarks=5", headers=headers()) as socket:
@@ -54,12 +71,15 @@ def test_frames_are_answered_in_order_and_fail_alone(client: TestClient, scene: 
             answers.append(socket.receive_json())
         socket.send_text("no frame")
         answers.append(socket.receive_json())
+        problem = refusal(client, "/v1/track", headers())
+        assert (problem["status"], problem["type"]) == (503, "/problems/busy")
+        page = headers(Origin="https://faces.example.org")
         with (
-            client.websocket_connect("/v1/track", headers=headers()) as second,
+            client.websocket_connect("/v1/track", headers=page) as second,
             pytest.raises(WebSocketDisconnect) as refused,
         ):
             second.receive_json()
-        assert refused.value.code == 1013
+        assert refused.value.code == 1013, "pages can't read answers to refused handshakes"
     assert [answer["frame"] for answer in answers] == [0, 1, 2, 3]
     kinds = [answer.get("problem", {}).get("type", "").rpartition("/")[2] for answer in answers]
     assert kinds == ["", "not-an-image", "", "bad-request"]
@@ -111,36 +131,56 @@ def test_sockets_need_a_key_and_a_known_origin(client: TestClient) -> None:
         "/v1/track", subprotocols=["dff", f"dff-key.{KEY}"], headers=named
     ) as socket:
         assert socket.accepted_subprotocol == "dff"
-    for refused in ({}, {"X-API-Key": "wrong"}, headers(Origin="https://other.example.org")):
-        with (
-            pytest.raises(WebSocketDisconnect) as error,
-            client.websocket_connect("/v1/track", headers=refused),
-        ):
-            pass
-        assert error.value.code == 1008
+    for without in ({}, {"X-API-Key": "wrong"}):
+        problem = refusal(client, "/v1/track", without)
+        assert (problem["status"], problem["type"]) == (401, "/problems/unauthorized")
+    foreign = headers(Origin="https://other.example.org")
+    problem = refusal(client, "/v1/track", foreign)
+    assert problem["status"] == 403
+    assert "a page of https://other.example.org may not connect" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "detail"),
+    [
+        ("/v1/track?landmarks=none", 422, "'none'"),
+        ("/v1/track?weights=none", 422, "no weights are called 'none': there are default"),
+        ("/v1/track?smooth=perhaps", 422, "smooth must be 1 or 0"),
+        ("/v1/tracks", 404, "the service has no such path"),
+    ],
+)
+def test_handshakes_of_what_there_is_not_are_answered(
+    client: TestClient, address: str, status: int, detail: str
+) -> None:
+    problem = refusal(client, address, headers())
+    assert problem["status"] == status
+    assert detail in problem["detail"]
+
+
+def test_a_page_is_told_by_the_end_of_a_session(client: TestClient) -> None:
+    page = headers(Origin="https://faces.example.org")
     with (
-        client.websocket_connect("/v1/track?landmarks=none", headers=headers()) as socket,
+        client.websocket_connect("/v1/track?landmarks=none", headers=page) as socket,
         pytest.raises(WebSocketDisconnect) as unknown,
     ):
         socket.receive_json()
+    assert unknown.value.code == 1011
     assert "'none'" in unknown.value.reason
 
 
 def test_a_session_ends_in_silence_and_with_an_aligner_that_can_not_track(
     oracle_aligner: Aligner, toy_model: MorphableModel
 ) -> None:
-    for aligner, limits in (
-        (oracle_aligner, Limits(silence=1.0)),
-        (KnownAligner(toy_model), None),
+    app = create_app(oracle_aligner, limits=Limits(silence=1.0))
+    with (
+        TestClient(app) as client,
+        client.websocket_connect("/v1/track") as socket,
+        pytest.raises(WebSocketDisconnect) as ended,
     ):
-        app = create_app(aligner, limits=limits or Limits())
-        with (
-            TestClient(app) as client,
-            client.websocket_connect("/v1/track") as socket,
-            pytest.raises(WebSocketDisconnect) as ended,
-        ):
-            socket.receive_json()
-        assert ended.value.code == (1000 if limits else 1011)
+        socket.receive_json()
+    assert ended.value.code == 1000
+    with TestClient(create_app(KnownAligner(toy_model))) as client:
+        assert "can't track" in refusal(client, "/v1/track", {})["detail"]
 
 
 def test_a_real_client_is_served_by_uvicorn(oracle_aligner: Aligner, scene: Scene) -> None:
