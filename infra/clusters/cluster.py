@@ -61,6 +61,7 @@ NICENESS = "RAY_worker_niceness"
 machine; ``nice dff ...`` has the same effect on demand."""
 SESSION_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """The longest path of a socket below Ray's folder."""
+PID_BYTES = 4  # of the number of a process
 _CLUSTER_ERRORS = (
     RayError,
     RuntimeError,
@@ -596,8 +597,10 @@ _forking = threading.local()
 
 def _leave_group() -> None:
     """In a child before it becomes another program: begin a process group, where that is wanted."""
-    if getattr(_forking, "leave_group", False):
+    pipe = getattr(_forking, "pipe", None)
+    if pipe is not None:
         os.setpgid(0, 0)
+        os.write(pipe, os.getpid().to_bytes(PID_BYTES))
 
 
 # Ray's processes are started without a choice of the group, but by a function in the child, and
@@ -607,12 +610,26 @@ os.register_at_fork(after_in_child=_leave_group)
 
 @contextmanager
 def _children_leave_group() -> Iterator[None]:
-    """Give each process that Ray starts from this thread a process group of its own."""
-    _forking.leave_group = True
+    """Give each process that Ray starts from this thread a process group of its own.
+
+    If the block fails, these groups are ended. Ray that is interrupted while it starts ends its own
+    processes and not those of its raylet, two agents, which would live for another minute.
+    """
+    reading, _forking.pipe = os.pipe()  # by which the children tell their groups
     try:
         yield
+    except BaseException:
+        os.set_blocking(reading, False)
+        with suppress(BlockingIOError):  # there is no child
+            told = os.read(reading, 1 << 16)
+            for at in range(0, len(told), PID_BYTES):
+                with suppress(ProcessLookupError):
+                    os.killpg(int.from_bytes(told[at : at + PID_BYTES]), signal.SIGTERM)
+        raise
     finally:
-        _forking.leave_group = False
+        os.close(reading)
+        os.close(_forking.pipe)
+        _forking.pipe = None
 
 
 @contextmanager

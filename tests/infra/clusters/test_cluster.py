@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,38 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     after = dict(os.environ)
     assert {key: after.get(key) for key in before} == before
     assert "RAY_AUTH_TOKEN" not in after
+
+
+def test_an_interrupt_while_ray_starts_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one that a process of Ray has started; others of this process stay."""
+    started: list[subprocess.Popen[bytes]] = []
+    shell = ["sh", "-c", "sleep 60 & echo $!; wait"]
+
+    def start() -> int:
+        process = subprocess.Popen(shell, stdout=subprocess.PIPE, preexec_fn=lambda: None)
+        started.append(process)
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+    def init(**_: object) -> None:
+        start()
+        raise KeyboardInterrupt
+
+    stays = start()
+    monkeypatch.setattr(ray, "init", init)
+    try:
+        with pytest.raises(KeyboardInterrupt), connected(None, workers=1):
+            pass
+        own, of_ray = started
+        assert of_ray.wait(10) == -signal.SIGTERM
+        assert of_ray.communicate(timeout=10) == (b"", None), "its child holds the pipe no longer"
+        assert own.poll() is None
+        assert psutil.pid_exists(stays)
+    finally:
+        psutil.Process(stays).kill()
+        for process in started:
+            process.kill()
+            process.communicate(timeout=10)
 
 
 @pytest.mark.ray
