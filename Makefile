@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test fuzz s3-server gltf-tools check links format docs wheel bench clean
+.PHONY: help setup demo test fuzz schemathesis s3-server gltf-tools check links format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
@@ -39,6 +39,9 @@ test: $(READY)  ## run the tests
 
 fuzz: $(READY)  ## 3,000 damaged files and 60 rounds of random requests to the service
 	DFF_FUZZ=3000 $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 tests/aligner/service/test_fuzz.py
+
+schemathesis: $(READY)  ## Schemathesis against a server: 2,000 requests from the API's description
+	bash scripts/run_schemathesis.sh
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 

@@ -160,7 +160,7 @@ def _is_file(about: dict[str, Any]) -> bool:
 
 def _to_json(about: dict[str, Any]) -> dict[str, Any]:
     """A field of a form in JSON: files are base64, and other fields are no text but JSON."""
-    kept = ("title", "description", "maxItems")
+    kept = ("title", "description", "minItems", "maxItems")
     told: dict[str, Any] = {key: about[key] for key in kept if key in about}
     if not _is_file(about):
         return told | about["contentSchema"]

@@ -314,7 +314,9 @@ def check_replica_gpus(wanted: float) -> None:
     """Raise ClusterError where this machine's Ray has fewer GPUs; a replica would wait for them."""
     there = ray.cluster_resources().get("GPU", 0.0) if wanted else 0.0
     if there < wanted:
-        raise ClusterError(f"the replicas want {wanted:g} GPUs, and Ray finds {there:g} here")
+        raise ClusterError(
+            f"the replicas need GPUs: {wanted:g}; Ray finds {there:g} on this machine"
+        )
 
 
 @contextmanager

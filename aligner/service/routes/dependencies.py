@@ -120,7 +120,7 @@ Images = Annotated[
     list[UploadFile],
     File(
         description="JPEG, PNG or WebP files: repeat the field for each",
-        json_schema_extra={"maxItems": LIMITS.photos},
+        json_schema_extra={"minItems": 1, "maxItems": LIMITS.photos},
     ),
 ]
 FocalLength = Annotated[

@@ -559,7 +559,8 @@ def test_fields_are_described_with_their_types_and_limits(client: TestClient) ->
     boxes, _ = fields("/v1/align")["boxes"]["anyOf"]
     assert boxes["maxItems"] == Limits().boxes
     assert boxes["items"]["prefixItems"] == [{"type": "number"}] * 4
-    assert fields("/v1/align/batch")["images"]["maxItems"] == Limits().photos
+    images = fields("/v1/align/batch")["images"]
+    assert (images["minItems"], images["maxItems"]) == (1, Limits().photos)
     match = fields("/v1/match")
     assert [match[name]["maxItems"] for name in ("points", "landmarks", "vertices")] == [1024] * 3
     assert match["vertices"]["items"] == {"type": "integer"}

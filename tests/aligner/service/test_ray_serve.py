@@ -30,6 +30,7 @@ from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.ray_serve import (
     AlignerDeployment,
     ListeningDeployment,
+    Replica,
     ServiceConfig,
     application,
     check_replica_gpus,
@@ -78,7 +79,7 @@ def test_missing_gpus_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     check_replica_gpus(0.0)
     check_replica_gpus(1.0)
-    with pytest.raises(ClusterError, match="want 2 GPUs, and Ray finds 1"):
+    with pytest.raises(ClusterError, match="need GPUs: 2; Ray finds 1 on this machine"):
         check_replica_gpus(2.0)
 
 
@@ -137,6 +138,21 @@ def test_a_replica_that_listens_completes_the_requests_in_flight(
         assert sent.result().status_code == 200
         with pytest.raises(RuntimeError, match="has ended"):
             replica.check_health()
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0.0, None), (0.5, "cuda")])
+def test_the_network_of_a_replica_with_a_gpu_runs_there(
+    gpus: float, device: str | None, toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load(*_: object, **options: object) -> NamedAligner:
+        asked.append(options["device"])
+        return NamedAligner(toy_model, "any")
+
+    put_in_this_process(load, monkeypatch)
+    Replica(ServiceConfig(gpus=gpus, also={"other": "b"}), None)
+    assert asked == [device, device]
 
 
 def test_weights_change_without_a_restart(
