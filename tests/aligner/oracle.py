@@ -51,7 +51,7 @@ class PositionCode:
         return self.low + (colours - DARKEST) / RANGE * (self.high - self.low)
 
     def descriptors(self, positions: Floats) -> Floats:
-        phase = positions @ self.frequency
+        phase = positions @ self.frequency.astype(positions.dtype)
         waves: Floats = np.concatenate([np.cos(phase), np.sin(phase)], axis=-1)
         return waves / float(np.sqrt(DIMS / 2))
 
@@ -67,18 +67,21 @@ class OracleNet:
     wrong: float = 0.0
 
     def __call__(self, image: Tensor) -> Features:
-        pixels = image.permute(0, 2, 3, 1).numpy().astype(np.float64) * 255.0
+        pixels = image.permute(0, 2, 3, 1).numpy() * np.float32(255.0)
         b, h, w, _ = pixels.shape
-        blocks = pixels.reshape(b, h // 2, 2, w // 2, 2, 3)
-        inside = (blocks.min((2, 4, 5)) > DARKEST - 6).astype(np.float32)
-        positions = self.code.positions(blocks.mean((2, 4)))
+        one, two, three, four = (pixels[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
+        darkest = np.minimum(np.minimum(one, two), np.minimum(three, four)).min(-1)
+        inside = (darkest > DARKEST - 6).astype(np.float32)
+        positions = self.code.positions((one + two + three + four) / 4).astype(np.float32)
         rng = np.random.default_rng(7)
         if self.wrong:
             other = rng.uniform(self.code.low, self.code.high, positions.shape)
             positions = np.where(rng.random((b, h // 2, w // 2, 1)) < self.wrong, other, positions)
-        descriptor = self.code.descriptors(positions)
-        descriptor = descriptor + rng.normal(size=descriptor.shape) * self.noise / np.sqrt(DIMS)
-        descriptor /= np.linalg.norm(descriptor, axis=-1, keepdims=True)
+        descriptor = self.code.descriptors(positions)  # of length 1
+        if self.noise:
+            noise = rng.normal(size=descriptor.shape) * self.noise / np.sqrt(DIMS)
+            descriptor = descriptor + noise
+            descriptor /= np.linalg.norm(descriptor, axis=-1, keepdims=True)
         logit = torch.from_numpy(inside * 12.0 - 6.0)
         return Features(torch.from_numpy(np.moveaxis(descriptor, 3, 1).astype(np.float32)), logit)
 
