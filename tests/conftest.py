@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")
 # torch.compile starts a pool of processes otherwise, each of which imports torch.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# It would compile programs that try the instructions that the CPU says it has.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # Processes that tests start read this program compiled: there are a hundred of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Ray Train takes reports of workers, which wait for it, this often; its default is 2 seconds.

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-from ray._private import ray_constants
+from ray._private import node, ray_constants
 
 CLIENT = Path(__file__).with_name("client.py")
 STARTING = 120.0  # seconds
@@ -37,13 +38,18 @@ def start_server(path: Path, owner: int, log: Path) -> None:
 def forked_from(path: Path, *modules: str) -> Iterator[None]:
     """Every Ray that starts meanwhile takes its workers from the server at ``path``.
 
-    ``modules``: of those that import Ray, the ones that workers use.
+    ``modules``: of those that import Ray, the ones that workers use. The head starts neither an
+    autoscaler nor what sends drivers the logs of workers: both import Ray, and nothing asks them.
     """
     whole = ray_constants.SETUP_WORKER_FILENAME
     ray_constants.SETUP_WORKER_FILENAME = str(CLIENT)
     os.environ["DFF_RAY_FORKS"] = " ".join([str(path), *modules])
     try:
-        yield
+        with (
+            patch.object(node.Node, "start_monitor", lambda self: None),
+            patch.object(node.Node, "start_log_monitor", lambda self: None),
+        ):
+            yield
     finally:
         ray_constants.SETUP_WORKER_FILENAME = whole
         del os.environ["DFF_RAY_FORKS"]

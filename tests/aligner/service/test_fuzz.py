@@ -32,7 +32,7 @@ from tests.aligner.image_files import encoded, turned
 from tests.aligner.known_aligner import KnownAligner
 from tests.any_files import COMMON, image_files
 
-FILES = int(os.environ.get("DFF_FUZZ", "200"))
+FILES = int(os.environ.get("DFF_FUZZ", "100"))
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 PORTRAIT = np.asarray(Image.open(PAGE_FILES["sample.jpg"]))[56:216, 145:305]
 GOOD = (
