@@ -141,8 +141,8 @@ def align_patiently(aligner: Aligner, image: Bytes, box: Box) -> Alignment:
 @pytest.mark.parametrize(
     ("preset", "align", "step"),
     [
-        ("fast", align_alone, 2),
-        ("balanced", align_alone, 2),
+        ("fast", align_alone, 4),
+        ("balanced", align_alone, 4),
         ("fast", align_patiently, 20),
         ("fast", align_as_person, 20),
     ],
