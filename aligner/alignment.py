@@ -10,7 +10,7 @@ import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.transform import Rigid
+from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -25,6 +25,11 @@ class Pose:
     pitch: float
     roll: float
     matrix: Float[Array, "3 3"]  # cam_from_head in the frame of AFLW2000-3D's frontal face
+
+    @staticmethod
+    def of(matrix: Floats) -> Pose:
+        """The pose of this (3, 3) ``matrix``."""
+        return Pose(*angles_from_rotation(matrix), matrix)
 
 
 @dataclass(frozen=True)
@@ -219,8 +224,10 @@ class DeferredField:
         vars(value)[self.name] = new
 
 
-# Most callers read landmarks and pose only, and a mesh takes as long as they do. These are no
+# Most callers read few fields, and a mesh takes as long as landmarks and pose do. These are no
 # defaults of the fields.
+Alignment.box = DeferredField("box")  # type: ignore[assignment]
+Alignment.pose = DeferredField("pose")  # type: ignore[assignment]
 Alignment.vertices = DeferredField("vertices")  # type: ignore[assignment]
 Alignment.coefficients = DeferredField("coefficients")  # type: ignore[assignment]
 Alignment.trace = DeferredField("trace")  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from dff.aligner.alignment import Alignment, Pose
 from dff.aligner.fitting.batch import with_fields
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import NearPerspective
-from dff.face.geometry.transform import Rigid, angles_from_rotation
+from dff.face.geometry.transform import Rigid
 from dff.face.model.landmark_offsets import (
     LandmarkOffsets,
     fill_moved,
@@ -40,20 +40,20 @@ def move_alignment(
     coefficients: Coefficients | Callable[[], Coefficients],
     cam_from_head: Rigid,
     camera: NearPerspective,
-    pose: Floats,
+    pose: Pose | Callable[[], Pose],
     **others: Any,
 ) -> Alignment:
     """``face`` with another mesh, pose and camera, and the ``landmarks`` of ``place_landmarks``.
 
-    (3, 3) ``pose``: the answered one. ``vertices`` of the mesh and ``coefficients``, or functions
-    that compute them when they are read. ``others``: fields that change, too.
+    ``vertices`` of the mesh, ``coefficients`` and the answered ``pose``, or functions that compute
+    them when they are read. ``others``: fields that change, too.
     """
     flat, deep = landmarks
     return with_fields(
         face,
         landmarks_2d=flat,
         landmarks_3d=deep,
-        pose=Pose(*angles_from_rotation(pose), pose),
+        pose=pose,
         vertices=vertices,
         coefficients=coefficients,
         cam_from_head=cam_from_head,

@@ -169,7 +169,7 @@ class Reporter:
             box=box,
             landmarks_2d=flat,
             landmarks_3d=deep,
-            pose=Pose(*angles_from_rotation(matrix), matrix),
+            pose=Pose.of(matrix),
             visibility=visibility,
             confidence=confidence,
             face_confidence=face_confidence,

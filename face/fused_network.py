@@ -28,7 +28,7 @@ from numba.extending import overload
 from torch import Tensor, nn
 
 from dff.face import int16
-from dff.face.arrays import Array, Bytes, Float, Floats, Ints
+from dff.face.arrays import Array, Bytes, Float, Floats, Int, Ints
 from dff.face.descriptor import (
     STRIDE,
     DescriptorNet,
@@ -60,11 +60,6 @@ class FusedBlock:
         self.quantises = self.pointwise.ndim == 3 and taps.shape[1] >= int16.LANES
         self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
 
-    @property
-    def weights(self) -> tuple[Any, ...]:
-        """Convolutions and norm, as the compiled loops take them."""
-        return self.taps, self.pointwise, self.units, *self.norm
-
     @staticmethod
     def of(block: nn.Module, *, reduced: bool) -> FusedBlock:
         """The fused form of a ``Separable`` block."""
@@ -95,6 +90,8 @@ class ImageMaps(NamedTuple):
     product: Floats
     levels: list[Floats]  # the bordered map of each level, which its blocks change in place
     memory: Floats  # that holds all of these
+    # where each level begins in it, with rows, columns and channels; last, where ``product`` does
+    layout: Int[Array, "maps 4"]
     kept: bool  # whether the thread's next image takes the same memory
 
 
@@ -144,11 +141,14 @@ class Workspace:
             memory[end - -(-count // LINE) * LINE :][:count]
             for end, count in zip(ends.tolist(), counts, strict=True)
         )
+        begins = [end - -(-count // LINE) * LINE for end, count in zip(ends, counts, strict=True)]
+        shapes = [*bordered, (0, 0, 0)]
         maps = ImageMaps(
             image.view(np.int16)[: (height + 2) * 3 * (width + 2)].reshape(height + 2, -1),
             product,
             [level.reshape(shape) for level, shape in zip(levels, bordered, strict=True)],
             memory,
+            np.array([(begin, *shape) for begin, shape in zip(begins[:-1], shapes, strict=True)]),
             memory is self._memory,
         )
         if maps.kept:
@@ -213,23 +213,20 @@ class FusedTrunk:
         self.lateral = [(*_factor(_kernel(one), reduced), _bias(one)) for one in lateral]
         self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
+        # what one call runs, where all of it is in integers
+        self.program: Program | None = None
         blocks = [block for stage in self.stages for block in stage]
-        # what one call runs of the encoder after the stem, and one of the decoder, where all of it
-        # is in integers
-        self.program: tuple[Any, Any] | None = None
-        if all(block.quantises for block in [*blocks, *self.decoder]):
-            counts = np.array([len(stage) for stage in self.stages])
-            self.program = (
-                (tuple(block.weights for block in blocks), counts),
-                (tuple(self.lateral), tuple(block.weights for block in self.decoder)),
-            )
+        if self.stem.pointwise.ndim == 3 and all(
+            block.quantises for block in [*blocks, *self.decoder]
+        ):
+            self.program = _pack_program(self)
 
     def __call__(self, image: Bytes | Floats) -> Floats:
         """The bordered map at the decoder's end.
 
         (H, W, 3) ``image``, uint8 or float32 in 0..1.
         """
-        return self._finish(self._begin(image))
+        return self._run(image).levels[self.first]
 
     def run_in_steps(self, image: Bytes | Floats) -> Generator[None, None, ImageMaps]:
         """The maps of an image, that at the decoder's end among them; valid until the next image.
@@ -237,10 +234,10 @@ class FusedTrunk:
         In a step for each block where the image is too large for the memory that the thread keeps.
         In one step where its maps are where the thread's next image would overwrite them.
         """
-        found = self._begin(image)
+        found = self._arrange(image)
         if found.kept:
-            self._finish(found)
-            return found
+            return self._run(image)
+        self._begin(image, found)
         try:
             for run in self._blocks(found):
                 yield
@@ -249,37 +246,36 @@ class FusedTrunk:
             _get_workspace().take_back(found)
         return found
 
-    def _begin(self, image: Bytes | Floats) -> ImageMaps:
-        """The maps of an image after the stem."""
-        if not image.flags.c_contiguous:  # such as colours in reverse order
-            image = image.copy()
+    def _arrange(self, image: Bytes | Floats) -> ImageMaps:
         shape = image.shape[0], image.shape[1]
-        found = _get_workspace().arrange(shape, self.widths, self.stride)
+        return _get_workspace().arrange(shape, self.widths, self.stride)
+
+    def _run(self, image: Bytes | Floats) -> ImageMaps:
+        """The maps of an image, all in one step."""
+        found = self._arrange(image)
+        if self.program is None:
+            self._begin(image, found)
+            for run in self._blocks(found):
+                run()
+            return found
+        _quantise_pixels(image, found.image)
+        window = self.side, self.stride
+        _run_program(found.image, *window, *self.program, found.memory, found.layout)
+        return found
+
+    def _begin(self, image: Bytes | Floats, found: ImageMaps) -> None:
+        """Run the stem."""
         integers, product, maps = found.image, found.product, found.levels
         kernel, units, window = self.stem.pointwise, self.stem.units, (self.side, self.stride)
         if kernel.ndim == 3:
-            if image.dtype == np.uint8:
-                _quantise_levels(image, integers)
-            else:
-                _quantise_image(image, integers)
+            _quantise_pixels(image, integers)
             sums = _convolve_quantised_image(integers, kernel, units, *window, product)
         else:
+            pixels: Any = np.ascontiguousarray(image)
             if image.dtype == np.uint8:
-                image = np.divide(image, np.float32(255.0), dtype=np.float32)
-            sums = _convolve_image(image, kernel, units, *window, product)
+                pixels = np.divide(pixels, np.float32(255.0), dtype=np.float32)
+            sums = _convolve_image(pixels, kernel, units, *window, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
-        return found
-
-    def _finish(self, found: ImageMaps) -> Floats:
-        """The bordered map at the decoder's end, after the stem."""
-        if self.program is None:
-            for run in self._blocks(found):
-                run()
-        else:
-            encoder, decoder = self.program
-            _encode_quantised(*encoder, found.product, tuple(found.levels))
-            _decode_quantised(*decoder, found.product, tuple(found.levels))
-        return found.levels[self.first]
 
     def _blocks(self, found: ImageMaps) -> Iterator[Callable[[], None]]:
         """What follows the stem, block by block."""
@@ -292,6 +288,72 @@ class FusedTrunk:
             level = self.first + i
             yield partial(_join, maps[level], maps[level + 1], *self.lateral[i])
             yield partial(self.decoder[i].apply, maps[level], product, maps[level])
+
+
+class Program(NamedTuple):
+    """The operations of a ``FusedTrunk`` in integers, in order, with their weights in few arrays.
+
+    A call of compiled code takes time for each array that it is given, more than a small map does.
+    """
+
+    # for each operation: its kind (``STEM`` etc.), the level that it writes, channels that it reads
+    # and writes, groups of the norm, and where in the arrays below its taps, matrix, units, and the
+    # gain and offset of its norm begin, or its bias
+    table: Int[Array, "operations 10"]
+    floats: Float[Array, " numbers"]
+    integers: Int[Array, " integers"]
+    eps: Float[Array, " operations"]
+
+
+STEM, BLOCK, HALVING, JOIN = range(4)
+
+
+def _pack_program(trunk: FusedTrunk) -> Program:
+    floats, integers = _Packed(np.float32), _Packed(np.int16)
+    table, eps = list[tuple[int, ...]](), list[float]()
+
+    def add(kind: int, level: int, matrix: Any, units: Any, taps: Floats, *norm: Any) -> None:
+        gain, offset, groups, tolerance = norm
+        row = kind, level, 2 * matrix.shape[0], matrix.shape[1], groups, floats.add(taps)
+        # with the zeros that follow their rows
+        places = integers.add(matrix.base), floats.add(units.base), floats.add(gain)
+        table.append((*row, *places, floats.add(offset)))
+        eps.append(tolerance)
+
+    none = np.zeros(0, np.float32)
+    stem = trunk.stem
+    add(STEM, 0, stem.pointwise, stem.units, none, *stem.norm)
+    for level, blocks in enumerate(trunk.stages):
+        for number, block in enumerate(blocks):
+            kind = HALVING if level > 0 and number == 0 else BLOCK
+            add(kind, level, block.pointwise, block.units, block.taps, *block.norm)
+    for i in reversed(range(len(trunk.lateral))):
+        matrix, units, bias = trunk.lateral[i]
+        level, block = trunk.first + i, trunk.decoder[i]
+        add(JOIN, level, matrix, units, none, none, bias, 0, 0.0)
+        add(BLOCK, level, block.pointwise, block.units, block.taps, *block.norm)
+    return Program(np.array(table), floats.join(), integers.join(), np.array(eps))
+
+
+class _Packed:
+    """Arrays one after the other, each at the beginning of a line."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.parts, self.count = kind, list[Any](), 0
+
+    def add(self, numbers: Any) -> int:
+        """Where the array begins."""
+        begin, line = self.count, int16.LINE // np.dtype(self.kind).itemsize
+        self.count += -(-numbers.size // line) * line
+        self.parts.append((begin, numbers.ravel()))
+        return begin
+
+    def join(self) -> Any:
+        """All arrays that were added."""
+        out = int16.aligned(self.count, self.kind)
+        for begin, numbers in self.parts:
+            out[begin : begin + len(numbers)] = numbers
+        return out
 
 
 @dataclass(frozen=True)
@@ -495,7 +557,9 @@ def drop_spare_memory(*, if_unused: bool = False) -> None:
 
 
 def _get_workspace() -> Workspace:
-    found: Workspace = vars(_KEPT).setdefault("workspace", Workspace())
+    found: Workspace | None = getattr(_KEPT, "workspace", None)
+    if found is None:
+        found = _KEPT.workspace = Workspace()
     return found
 
 
@@ -723,6 +787,15 @@ def _convolve_image(image, kernel, units, side, stride, product):  # type: ignor
     return sums
 
 
+def _quantise_pixels(image: Bytes | Floats, out: Ints) -> None:
+    """Write an image, normalised, in integers within the border of ``out``."""
+    pixels = np.ascontiguousarray(image)  # colours may be in reverse order
+    if image.dtype == np.uint8:
+        _quantise_levels(pixels, out)
+    else:
+        _quantise_image(pixels, out)
+
+
 @numba.njit(cache=CACHE, nogil=True)
 def _quantise_levels(image, out):  # type: ignore[no-untyped-def]
     """Write an (H, W, 3) uint8 image, normalised, in integers within the border of ``out``."""
@@ -849,34 +922,40 @@ def _join(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _encode_quantised(blocks, counts, product, maps):  # type: ignore[no-untyped-def]
-    """What follows the stem in the encoder of a ``FusedTrunk``, in integers, in one call.
+def _run_program(image, side, stride, table, floats, integers, eps, memory, layout):  # type: ignore[no-untyped-def]
+    """Run a ``Program`` on a bordered image in integers, whose maps lie in ``memory``.
 
     Other threads have the interpreter meanwhile. A call for each block would ask for it after every
     0.1 ms, and wait as long for each turn of theirs.
     """
-    at = 0
-    for level in range(len(counts)):
-        for number in range(counts[level]):
-            halves = level > 0 and number == 0
-            before = maps[level - 1] if halves else maps[level]
-            taps, pointwise, units, gain, offset, groups, eps = blocks[at]
-            weights = taps, pointwise, units
-            norm = gain, offset, groups, eps
-            _apply_quantised(before, *weights, halves, product, *norm, maps[level])
-            at += 1
+    product = memory[layout[-1, 0] :]
+    for i in range(len(table)):
+        kind, level, inputs, outputs, groups, to_taps, to_matrix, to_units = table[i, :8]
+        whole = (outputs // int16.COLUMNS + 1) * int16.COLUMNS
+        rows = integers[to_matrix : to_matrix + inputs * whole].reshape(inputs // 2, whole, 2)
+        matrix, units = rows[:, :outputs], floats[to_units : to_units + outputs]
+        gain = floats[table[i, 8] : table[i, 8] + outputs]
+        offset = floats[table[i, 9] : table[i, 9] + outputs]
+        out = _view_map(memory, layout, level)
+        if kind == STEM:
+            sums = _convolve_quantised_image(image, matrix, units, side, stride, product)
+            _rectify(product, sums, gain, offset, groups, eps[i], False, out)
+        elif kind == JOIN:
+            _join(out, _view_map(memory, layout, level + 1), matrix, units, offset)
+        else:
+            halves = kind == HALVING
+            size = 16 if halves else 9
+            taps = floats[to_taps : to_taps + size * inputs].reshape(size, inputs)
+            before = _view_map(memory, layout, level - 1 if halves else level)
+            weights = taps, matrix, units
+            _apply_quantised(before, *weights, halves, product, gain, offset, groups, eps[i], out)
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _decode_quantised(lateral, decoder, product, maps):  # type: ignore[no-untyped-def]
-    """The decoder of a ``FusedTrunk`` in integers, in one call."""
-    for i in range(len(lateral) - 1, -1, -1):
-        level = len(maps) - 1 - len(lateral) + i
-        _join(maps[level], maps[level + 1], *lateral[i])
-        taps, pointwise, units, gain, offset, groups, eps = decoder[i]
-        weights = taps, pointwise, units
-        norm = gain, offset, groups, eps
-        _apply_quantised(maps[level], *weights, False, product, *norm, maps[level])
+def _view_map(memory, layout, level):  # type: ignore[no-untyped-def]
+    """The bordered map of a level."""
+    begin, rows, columns, channels = layout[level]
+    return memory[begin : begin + rows * columns * channels].reshape(rows, columns, channels)
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")

@@ -138,8 +138,6 @@ def _match(
     stride: float,
 ) -> None:
     """Fill the row of one face."""
-    share = np.count_nonzero(logit > 0.0) / out.mask.shape[1]  # of the face over what is matched
-    out.pitch[face] = stride * np.sqrt(max(share, 1.0))
     _match_chosen(
         descriptor,
         logit,
@@ -154,6 +152,7 @@ def _match(
         out.probability[face],
         out.grid[face],
         out.mask[face],
+        out.pitch[face : face + 1],
     )
 
 
@@ -232,6 +231,7 @@ def _match_chosen(  # type: ignore[no-untyped-def]
     probability,
     grid,
     mask,
+    pitch,
 ):
     """Fill the ``Matches`` of one face.
 
@@ -239,6 +239,12 @@ def _match_chosen(  # type: ignore[no-untyped-def]
     ``place``, or none.
     """
     n, width = len(chosen), logit.shape[1]
+    inside = 0
+    for row in range(logit.shape[0]):
+        for column in range(width):
+            inside += logit[row, column] > 0.0
+    share = inside / len(mask)  # of the face over what is matched
+    pitch[0] = stride * np.sqrt(max(share, 1.0))
     if n == 0:
         return
     for i in range(n):

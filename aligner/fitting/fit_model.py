@@ -17,7 +17,7 @@ import numpy as np
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import FitModelConfig
-from dff.aligner.fitting.batch import take_rows
+from dff.aligner.fitting.batch import take_rows, with_fields
 from dff.aligner.fitting.outer_mesh import OuterMesh, cut_outer_mesh
 from dff.face.arrays import Array, Bools, Float, Floats, Int, Integer, Ints
 from dff.face.descriptor import Anchors
@@ -50,8 +50,9 @@ class FitState(FaceState):
 
     def copied(self) -> FitState:
         """A state of its own memory, contiguous, for kernels that move states in place."""
-        one = (self.scale, self.rotation, self.centre, self.coefficients, self.inverse_depth)
-        return FitState(*(np.array(values, np.float64, order="C") for values in one))
+        names = ("scale", "rotation", "centre", "coefficients", "inverse_depth")
+        own = {name: np.array(getattr(self, name), np.float64, order="C") for name in names}
+        return with_fields(self, **own)
 
     def with_face(self, face: FaceState) -> FitState:
         """Another pose and shape with the same cameras."""

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment
+from dff.aligner.alignment import Alignment, Pose
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.assessment import AGREEMENT, GATE
 from dff.aligner.fitting.batch import with_fields
@@ -217,7 +217,8 @@ class FaceFollower:
 
     def _shows_face(self, seen: MatchedPixels) -> bool:
         """Whether a small crop shows enough of a face."""
-        return bool(seen.matched[0] >= self.aligner.config.observation.fewest)
+        matched = np.count_nonzero(seen.matches.mask[0])  # a third of the time of ``seen.matched``
+        return bool(matched >= self.aligner.config.observation.fewest)
 
     def _fit(self, seen: MatchedPixels, key: Keyframe, state: FitState) -> tuple[FitState, float]:
         """The small fit from the last one, and the share of pixels that agree with it."""
@@ -279,7 +280,6 @@ class FaceFollower:
         elif not key.closed and closing > self.config.closing and last is not face:
             return None
         table += lids.astype(np.float32) @ motions.landmarks[modes:]
-        change = np.concatenate([change, lids])
         used = self.fit_model.used_basis.shape[1]
         landmarks = place_landmarks(
             aligner.model,
@@ -292,13 +292,13 @@ class FaceFollower:
         )
         return move_alignment(
             face,
-            partial(self._mesh, face, change),
+            partial(self._mesh, face, change, lids),
             landmarks,
-            partial(self._coefficients, face, change),
+            partial(self._coefficients, face, change, lids),
             cam_from_head,
             camera,
-            self.reporter.pose_matrices(rotation[None])[0],
-            box=Box.around(last.landmarks_3d[:, :2]),
+            partial(self._pose, rotation),
+            box=partial(Box.around, last.landmarks_3d[:, :2]),
             trace=(),
         )
 
@@ -323,14 +323,18 @@ class FaceFollower:
         in_head = self.aligner.landmark_offsets.in_head(face.coefficients.joined)
         return np.concatenate([points.ravel(), in_head.ravel()])
 
-    def _coefficients(self, face: Alignment, change: Floats) -> Coefficients:
-        """The coefficients of a keyframe's face, moved by ``motions``."""
-        expression = face.coefficients.expression + change @ self.motions.expression
-        return Coefficients(face.coefficients.identity, expression)
+    def _pose(self, rotation: Floats) -> Pose:
+        """The answered pose of a head whose ``cam_from_head`` is ``rotation``."""
+        return Pose.of(self.reporter.pose_matrices(rotation[None])[0])
 
-    def _mesh(self, face: Alignment, change: Floats) -> Floats:
+    def _coefficients(self, face: Alignment, change: Floats, lids: Floats) -> Coefficients:
+        """The coefficients of a keyframe's face, moved by ``motions``."""
+        moved = np.concatenate([change, lids]) @ self.motions.expression
+        return Coefficients(face.coefficients.identity, face.coefficients.expression + moved)
+
+    def _mesh(self, face: Alignment, change: Floats, lids: Floats) -> Floats:
         """(V, 3) metres in the head frame: the mesh of a keyframe's face, moved by ``motions``."""
-        moved = change.astype(np.float32) @ self.motions.mesh
+        moved = np.concatenate([change, lids]).astype(np.float32) @ self.motions.mesh
         return np.asarray(face.vertices + moved.reshape(-1, 3))
 
 

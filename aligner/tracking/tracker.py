@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment
+from dff.aligner.alignment import Alignment, Pose
 from dff.aligner.appearance import AppearanceDescriptor, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import Search, same_face
@@ -147,7 +147,7 @@ class Smoother:
             coefficients,
             posed_head,
             camera,
-            matrix,
+            Pose.of(matrix),
             refinement=refinement,
         )
         return self.before

@@ -23,7 +23,8 @@ from dff.aligner.fitting.expressions import read_face_descriptors
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.aligner.tracking.following import FaceFollower
 from dff.aligner.tracking.tracker import Smoother, Tracker
-from dff.face.geometry.transform import geodesic_degrees
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.solve.expression_correction import EYE_POINTS, ExpressionCorrection
@@ -66,12 +67,18 @@ def test_pose_and_expression_are_followed_and_the_identity_stays(
     errors = [nme_box(first.landmarks_3d[:, :2], film[0].landmarks)]
     for i, scene in enumerate(film[1:], 1):
         assert followed is not None
+        last = followed.face.landmarks_3d
         followed = follower.follow(scene.image, followed, i / RATE)
         assert followed is not None, i
         errors.append(nme_box(followed.face.landmarks_3d[:, :2], scene.landmarks))
     assert max(errors) < errors[0] + 0.012, errors
     face = followed.face
-    assert callable(vars(face)["coefficients"])  # until they are read
+    for name in ("coefficients", "pose", "box"):
+        assert callable(vars(face)[name])  # until they are read
+    np.testing.assert_array_equal(face.box.corners, Box.around(last[:, :2]).corners)
+    answered = aligner.reporter(aligner.fit_model).pose_matrices(face.cam_from_head.rotation[None])
+    np.testing.assert_array_equal(face.pose.matrix, answered[0])
+    assert (face.pose.yaw, face.pose.pitch, face.pose.roll) == angles_from_rotation(answered[0])
     np.testing.assert_array_equal(face.coefficients.identity, first.coefficients.identity)
     motion = face.cam_from_head.rotation @ first.cam_from_head.rotation.T
     truth = film[-1].rotation @ film[0].rotation.T
