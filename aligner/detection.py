@@ -88,16 +88,24 @@ def distinct(detections: Sequence[Detection]) -> list[Detection]:
 
 def same_face(a: Box, b: Box) -> bool:
     """Whether two boxes mean one face: they overlap, or one lies within the other."""
-    one, other = a.corners, b.corners
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
-    shared = float(np.prod(np.clip(high - low, 0.0, None)))
+    one, other = (a.x0, a.y0, a.x1, a.y1), (b.x0, b.y0, b.x1, b.y1)
+    shared = _shared_area(one, other)
     smaller = min(a.width * a.height, b.width * b.height)
-    return overlap(one, other) >= OVERLAP or shared >= INSIDE * smaller
+    return _share_of_union(one, other, shared) >= OVERLAP or shared >= INSIDE * smaller
 
 
 def overlap(a: Floats, b: Floats) -> float:
     """Intersection over union of two (4,) boxes."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    shared = float(np.prod(np.clip(high - low, 0.0, None)))
-    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
+    one, other = a.tolist(), b.tolist()
+    return _share_of_union(one, other, _shared_area(one, other))
+
+
+# by plain numbers: operations on arrays of four take ten times as long
+def _shared_area(a: Sequence[float], b: Sequence[float]) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+def _share_of_union(a: Sequence[float], b: Sequence[float], shared: float) -> float:
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     return shared / union
