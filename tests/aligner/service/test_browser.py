@@ -5,6 +5,7 @@ Skipped where Chromium or Playwright is missing. Pictures of the page go to ``$D
 
 from __future__ import annotations
 
+import base64
 import csv
 import os
 import shutil
@@ -167,6 +168,36 @@ def test_the_status_is_that_of_the_chosen_photo(page: Any, photos: list[Path]) -
     page.evaluate("document.getElementById('status').textContent = 'of the first'")
     page.click("#strip li:nth-child(2) button")  # aligned before, behind the first
     assert page.text_content("#status").startswith("1 face in ")
+
+
+# Gives the page a photo in base64 as a user who pastes one does, or who drops one.
+GIVE = """async ([kind, text]) => {
+    const binary = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([binary], 'photo.png', { type: 'image/png' }));
+    const event = kind === 'paste'
+        ? new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true })
+        : new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true });
+    document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_photo_may_be_pasted_or_dropped_and_its_iterations_are_played(
+    page: Any, photos: list[Path], kind: str
+) -> None:
+    page.evaluate(GIVE, [kind, base64.b64encode(photos[0].read_bytes()).decode()])
+    page.wait_for_selector("#panel:not([hidden])")
+    last = int(page.get_attribute("#step", "max"))
+    assert last > 0
+    ended = "() => document.getElementById('play').textContent.includes('Play')"
+    page.wait_for_function(ended)  # they are played once by themselves
+    page.evaluate(COUNT_CALLS)
+    page.click("#play")
+    page.wait_for_function(ended)
+    assert page.text_content("#step-label").startswith(f"{last + 1} of {last + 1}, residual ")
+    calls = page.evaluate("window.calls")
+    assert calls["drawImage"] > last, "each iteration is drawn"
 
 
 def test_photos_are_aligned_and_results_saved(
