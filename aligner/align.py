@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,6 +52,7 @@ from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.person_photos import PersonAligner
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter, SteppedFaces
+from dff.aligner.second_attempts import find_surest, start_in_middle, start_turned
 from dff.face.arrays import Array, Bool, Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights
@@ -202,6 +203,12 @@ class Aligner:
             quick.detector = self.detector.without_tiles()
         return quick
 
+    def without_turned_starts(self) -> Self:
+        """The same aligner, which begins with upright faces in given boxes only."""
+        other = copy(self)
+        other.config = replace(self.config, turned_starts=())
+        return other
+
     def prepare(self) -> None:
         """Build what is otherwise built for the first photos of one person, in 0.8 s."""
         _ = self.appearance_meter, self.multi_image_fitter
@@ -218,8 +225,9 @@ class Aligner:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.
 
         A box's alignment may say that it failed; what was only detected and fails is no face and
-        left out, so the list may be empty: a ``FoundFaces``, which tells what was refused. Raises
-        BadPhoto for an array that is no such image, ValueError for a box that does not meet it.
+        left out, so the list may be empty: a ``FoundFaces``, which tells what was refused. A face
+        in a given box may lie on its side or upside down. Raises BadPhoto for an array that is no
+        such image, ValueError for a box that does not meet it.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
 
@@ -333,8 +341,9 @@ class Aligner:
             )
             found = [*(answer or ())]
             failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
-            for k, second in self._attempt_again(images, chunk, failed):
-                found[k] = second
+            again = yield from self._attempt_again(images, [chunk[k] for k in failed], step)
+            for k, second in zip(failed, again, strict=True):
+                found[k] = found[k] if second is None else second
             for (i, detection), alignment in zip(chunk, found, strict=True):
                 out[i].append((detection, alignment))
         return out
@@ -396,7 +405,7 @@ class Aligner:
             ):
                 starts += [
                     detection,
-                    *(Detection(_shrunk(detection.box, side)) for side in config.boxes),
+                    *(start_in_middle(detection.box, side) for side in config.boxes),
                 ]
                 boxes += [detection.box] * (1 + len(config.boxes))
         if not starts:
@@ -526,22 +535,53 @@ class Aligner:
         return find_turned_faces(self.detector, image, longest=self.config.detector.longest)
 
     def _attempt_again(
-        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
-    ) -> Iterator[tuple[int, Alignment]]:
-        """The ``failed`` faces that align in the middle of their box.
+        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], step: int
+    ) -> Steps[list[Alignment | None]]:
+        """Faces of given boxes, by number of their image, from other starts; None: all failed.
 
-        Their boxes hold parts of other faces beside them.
+        First from the middles of the boxes, which may hold parts of other faces beside them, then
+        from faces that lie on their sides or upside down. Asks for ``step`` of them at a time.
         """
-        if not failed:
-            return
-        again = [
-            Detection(_shrunk(faces[k][1].box, self.config.second_attempt), given=True)
-            for k in failed
+        config = self.config
+        middle = [[start_in_middle(given.box, config.second_attempt)] for _, given in faces]
+        out = yield from self._align_starts(images, faces, middle, step)
+        left = [k for k, face in enumerate(out) if face is None]
+        turned = [
+            start_turned(
+                self.fit_model, faces[k][1].box, config.turned_starts, config.inverse_depth
+            )
+            for k in left
         ]
-        found = self._align_detections([images[faces[k][0]] for k in failed], again)
-        for k, second in zip(failed, found, strict=True):
-            if not second.failed:
-                yield k, replace(second, box=faces[k][1].box)
+        found = yield from self._align_starts(images, [faces[k] for k in left], turned, step)
+        for k, face in zip(left, found, strict=True):
+            out[k] = face
+        return out
+
+    def _align_starts(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        starts: Sequence[Sequence[Detection]],
+        step: int,
+    ) -> Steps[list[Alignment | None]]:
+        """The surest fit of each of ``faces`` from its ``starts``, as ``_attempt_again``."""
+        wanted = [(face, start) for face, some in zip(faces, starts, strict=True) for start in some]
+        found: list[Alignment] = []
+        for begin in range(0, len(wanted), step):
+            some = wanted[begin : begin + step]
+            answer = yield FaceRequest(
+                [images[i] for (i, _), _ in some],
+                [start for _, start in some],
+                left=len(wanted) - begin - len(some),
+                beside_sure=[False] * len(some),
+            )
+            found += answer or ()
+        rest = iter(found)
+        out: list[Alignment | None] = []
+        for (_, given), some_starts in zip(faces, starts, strict=True):
+            surest = find_surest([next(rest) for _ in some_starts], given.box)
+            out.append(None if surest is None else replace(surest, box=given.box))
+        return out
 
     def _align_detections(
         self, images: list[Bytes], detections: list[Detection], beside_sure: Sequence[bool] = ()
@@ -753,8 +793,3 @@ def _group_rivals(
 
 def _is_sure(face: Alignment) -> bool:
     return not face.failed and face.face_confidence >= SURE_FROM
-
-
-def _shrunk(box: Box, share: float) -> Box:
-    half = share / 2 * np.array([box.width, box.height])
-    return Box(*(box.centre - half).tolist(), *(box.centre + half).tolist())

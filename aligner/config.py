@@ -431,6 +431,8 @@ class AlignConfig:
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
+    # degrees in the image plane by which the start of a face that fails then, too, is turned
+    turned_starts: tuple[float, ...] = (45.0, -45.0, 90.0, -90.0, 180.0)
     refit: RefitConfig | None = field(default_factory=RefitConfig)
     # overlap (intersection over union) of a refused fit with a confident detection of the quick
     # search from which that is a second opinion on it
