@@ -375,17 +375,21 @@ class Scheduler:
     def _refuse_slow(self, call: Call) -> None:
         """Refuse a photo of many faces, now counted, that would exceed its ``slowdown``.
 
-        It has the last turn. So at high load it would wait for many others, however long.
+        It has the last turn. So at high load it would wait for many others, however long. Photos of
+        fewer faces take turns with others that take as long: three such clients would already
+        exceed it, in a fraction of a second.
         """
         job, request = call.job, call.request
-        if job is None or request is None or request.left == 0:
+        if job is None or request is None:
+            return
+        faces = call.faces + request.left
+        if faces <= self._limits.crowd:
             return
         rest = call.expect(self.durations.unit)
         until_end = self.expect_wait(rest) - rest  # which counts its own steps twice
         if self._clock() - job.arrived + until_end > job.slowdown * (call.seconds + rest):
             call.steps.close()
             self._calls.remove(call)
-            faces = len(request.detections) + request.left
             _settle(job.outcome, refuse_deadline(until_end - rest, CROWDED.format(faces=faces)))
 
     def _end(self, call: Call, result: Finished | Exception) -> None:

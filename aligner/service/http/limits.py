@@ -32,9 +32,11 @@ class Limits:
     small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels
     requests: int = 64  # that have arrived and wait or are aligned; further ones are refused
     deadline: float = 10.0  # seconds within which a request is answered that names no deadline
-    # A photo of more faces than ``step`` whose request names no deadline is refused, once its
-    # faces are counted, if it would take so many times as long as it takes alone. Photos that come
-    # later delay it further; the aim is three times at most.
+    # A photo of more possible faces whose request names no deadline is refused, once they are
+    # counted, if it would take ``slowdown`` times as long as it takes alone. Photos that come later
+    # delay it further; the aim is three times at most. A photo of one face has up to four possible
+    # ones, and one of as many as here takes no longer than the search of a photo of 32 megapixels.
+    crowd: int = 8
     slowdown: float = 2.6
     sessions: int = 8  # of tracking, at a time
     silence: float = 60.0  # seconds without a frame after which a session ends

@@ -348,6 +348,30 @@ def test_many_faces_that_would_wait_long_are_refused_when_they_are_counted(
     assert steps <= 5, "searches only"
 
 
+@pytest.mark.parametrize(("faces", "refuses"), [(4, False), (8, False), (20, True)])
+def test_clients_with_photos_of_a_few_possible_faces_are_all_answered(
+    toy_model: MorphableModel, faces: int, refuses: bool
+) -> None:
+    """Three that send again when they are answered, each with a photo that takes equally long."""
+    aligner, scheduler = make(toy_model)
+    aligner.faces = {CROWD.shape: faces}
+
+    outcomes: list[Any] = []
+
+    async def send() -> None:
+        for _ in range(30):
+            deadline = aligner.now + 10.0
+            outcomes.append(
+                await scheduler.align((CROWD, None), deadline, slowdown=Limits().slowdown)
+            )
+
+    async def run() -> None:
+        await asyncio.gather(*(send() for _ in range(3)))
+
+    asyncio.run(run())
+    assert any(isinstance(outcome, Problem) for outcome in outcomes) == refuses
+
+
 def test_work_for_clients_that_left_is_dropped(toy_model: MorphableModel) -> None:
     aligner, scheduler = make(toy_model, batch=1)
 
