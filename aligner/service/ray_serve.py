@@ -350,12 +350,14 @@ def serving(
     elif local:
         check_free(server.host, server.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
+    started = False
 
     def end() -> None:
         if listener is not None:
             listener.close()  # first, so that no client waits for a replica that ends
         if local:  # a private Ray ends anyway; ending Serve as well makes its controller complain
-            serve.delete(APPLICATION)
+            # A replica that starts has no requests, and ends in order only after it has started.
+            serve.delete(APPLICATION, _blocking=started)
         else:
             _remove_application()
 
@@ -375,6 +377,7 @@ def serving(
             before_start()
             with _ray_errors_as("the aligner service failed"):
                 _run(config, server, listener)
+            started = True
             yield f"http://{server.host}:{server.port}"
 
 

@@ -341,6 +341,33 @@ def test_a_signal_while_it_starts_does_what_it_did(
     assert told == ([(os.getpid(), signal.SIGTERM, signal.SIG_DFL)] if ends else ["url", "again"])
 
 
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_replica_that_starts_is_not_waited_for(
+    starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It completes no requests, and Serve ends it only after its start, which may take a minute."""
+    waited: list[bool] = []
+
+    def run(*_: object, **__: object) -> None:
+        if not starts:
+            raise SystemExit
+
+    def delete(name: str, _blocking: bool = True) -> None:
+        waited.append(_blocking)
+
+    monkeypatch.setattr("dff.infra.clusters.cluster.connected", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("dff.aligner.service.ray_serve.sys.executable", shutil.which("true"))
+    monkeypatch.setattr(serve, "start", lambda **_: None)
+    monkeypatch.setattr(serve, "run", run)
+    monkeypatch.setattr(serve, "delete", delete)
+    with (
+        nullcontext() if starts else pytest.raises(SystemExit),
+        serving(ServerConfig(port=free_port())),
+    ):
+        pass
+    assert waited == [starts]
+
+
 def broken() -> None:
     raise RuntimeError("no controller")
 
