@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,33 +30,40 @@ class WrongModel(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class PointBias:
-    """What separates P points that people mark from those of a fitted mesh, by the head's pose.
+    """What separates P points that people mark from those of a fitted mesh.
 
-    Where they place the points, and which of them they take for visible. Raises ValueError for
-    tables that do not fit together.
+    Where they place the points, by the head's pose and shape, and which of them they take for
+    visible, by its pose. Raises ValueError for tables that do not fit together.
     """
 
-    by_pose: Float[
-        Array, "points terms 2"
-    ]  # metres right and down in the photo of the upright face
+    # metres right and down in the photo of the upright face: for each of ``pose_terms``, and for
+    # each identity, then expression coefficient
+    by_pose: Float[Array, "points terms 2"]
+    by_shape: Float[Array, "points coefficients 2"]
     # weights of the log odds of the fitted face's visibility, and of each of ``pose_terms``
     visible: Float[Array, "points weights"]
     pose_limit: Float[Array, " 2"]  # degrees: the largest yaw and pitch measured
 
     def __post_init__(self) -> None:
         count = len(self.by_pose)
-        shapes = (self.by_pose.shape, self.visible.shape, self.pose_limit.shape)
-        if shapes != ((count, TERMS, 2), (count, 1 + TERMS), (2,)):
+        shapes = tuple(table.shape for table in vars(self).values())
+        coefficients = self.by_shape.shape[1] if self.by_shape.ndim == 3 else -1
+        wanted = ((count, TERMS, 2), (count, coefficients, 2), (count, 1 + TERMS), (2,))
+        if shapes != wanted:
             raise ValueError(
-                f"PointBias wants (P, {TERMS}, 2), (P, {1 + TERMS}) and (2,): {shapes}"
+                f"PointBias wants (P, {TERMS}, 2), (P, C, 2), (P, {1 + TERMS}) and (2,): {shapes}"
             )
         if not all(np.isfinite(table).all() for table in vars(self).values()):
             raise ValueError("the bias of points holds numbers that are not finite")
 
-    def in_image(self, rotation: Floats) -> Floats:
-        """(B, P, 2) metres right and down in the photo, for (B, 3, 3) ``cam_from_head``."""
+    def in_image(self, rotation: Floats, coefficients: Floats) -> Floats:
+        """(B, P, 2) metres right and down in the photo.
+
+        For (B, 3, 3) ``cam_from_head`` and the (B, C) coefficients of the faces, identity first.
+        """
         pose = UprightPose.of(rotation)
         moved = np.einsum("bt,ptc->bpc", pose_terms(pose, self.pose_limit), self.by_pose)
+        moved += np.einsum("bk,pkc->bpc", coefficients, self.by_shape)
         return np.asarray(moved @ pose.upright)
 
     def visibility(self, shown: Floats, rotation: Floats) -> Floats:
@@ -72,14 +79,14 @@ class PointBias:
     @staticmethod
     def from_json(table: dict[str, Any]) -> PointBias:
         """Raises ValueError for bad tables, KeyError for missing ones."""
-        return PointBias(
-            *(np.array(table[name], np.float64) for name in ("by_pose", "visible", "pose_limit"))
-        )
+        names = (one.name for one in fields(PointBias))
+        return PointBias(**{name: np.array(table[name], np.float64) for name in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, rounded to a hundredth of a millimetre and four digits."""
+        """Plain lists, rounded to a hundredth of a millimetre, a micrometre and four digits."""
         return {
             "by_pose": np.round(self.by_pose, 5).tolist(),
+            "by_shape": np.round(self.by_shape, 6).tolist(),
             "visible": np.round(self.visible, 4).tolist(),
             "pose_limit": np.round(self.pose_limit, 2).tolist(),
         }
@@ -124,7 +131,8 @@ class LandmarkSet:
         if self.iris:
             out[[*self.iris]] = _project_irises(face, model)[[*self.iris.values()]]
         if self.bias is not None:
-            moved = self.bias.in_image(face.cam_from_head.rotation[None])[0]
+            shape = face.coefficients.joined[None]
+            moved = self.bias.in_image(face.cam_from_head.rotation[None], shape)[0]
             out += moved * face.camera.scale
         return out
 

@@ -3,8 +3,8 @@
     python scripts/fit_aflw_points.py FOLDER
 
 FOLDER has crops of AFLW as ``dff evaluate aflw21`` reads them. The result, the bias of the landmark
-set ``aflw21`` by pose and its visibility, is written to aligner/data/aflw21.json. The errors are
-printed as the fitted mesh has them, and cross-validated.
+set ``aflw21`` by pose and shape and its visibility by pose, is written to aligner/data/aflw21.json.
+The errors are printed as the fitted mesh has them, and cross-validated.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def main() -> None:
     on_mesh = load_point_set(as_marked=False)
     for name, report in (
         ("on the fitted mesh", measure_visible_points(found, aligner.model, on_mesh)),
-        ("cross-validated", cross_validate_points(found, aligner.model, config)),
+        ("cross-validated", cross_validate_points(found, aligner.fit_model, config)),
     ):
         print(name, json.dumps(report.summary))
-    bias = fit_point_bias(found, aligner.model, config)
+    bias = fit_point_bias(found, aligner.fit_model, config)
     # One row of each table a line.
     rows = {name: ",\n  ".join(map(json.dumps, table)) for name, table in bias.to_json().items()}
     content = ",\n".join(f'"{name}": [\n  {table}\n]' for name, table in rows.items())

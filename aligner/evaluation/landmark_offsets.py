@@ -145,27 +145,61 @@ class AnnotationBias:
     pose: PoseCorrection
 
 
-def fit_pose_terms(
-    terms: Floats, away: Floats, mirrored: Floats, *, outlier: float, config: OffsetConfig
+@dataclass(frozen=True)
+class BiasTerms:
+    """What a bias depends on linearly, of N faces and of these faces mirrored."""
+
+    plain: Float[Array, "faces terms"]
+    mirrored: Float[Array, "faces terms"]
+    shrinkage: Float[Array, " terms"]  # the ridge of each, in sides of faces, two a photo
+
+    @staticmethod
+    def of_pose(pose: UprightPose, limit: Floats, config: OffsetConfig) -> BiasTerms:
+        """``pose_terms``; ``limit``: as theirs."""
+        terms = pose_terms(pose, limit)
+        shrinkage = np.full(terms.shape[1], config.pose_shrinkage)
+        return BiasTerms(terms, terms * MIRRORED_TERMS, shrinkage)
+
+    @staticmethod
+    def of_shape(
+        faces: Sequence[Alignment], fit_model: FitModel, config: OffsetConfig
+    ) -> BiasTerms:
+        """The latent coefficients of the faces' shapes in ``fit_model``."""
+        latent = np.stack([fit_model.latent(face.coefficients) for face in faces])
+        shrinkage = np.full(latent.shape[1], config.shape)
+        return BiasTerms(latent, latent @ mirrored_latents(fit_model), shrinkage)
+
+    def beside(self, other: BiasTerms) -> BiasTerms:
+        """These terms, then the ``other`` ones of the same faces."""
+        return BiasTerms(
+            np.hstack([self.plain, other.plain]),
+            np.hstack([self.mirrored, other.mirrored]),
+            np.concatenate([self.shrinkage, other.shrinkage]),
+        )
+
+
+def fit_bias_terms(
+    terms: BiasTerms, away: Floats, mirrored: Floats, *, outlier: float, steps: int
 ) -> Floats:
-    """(L, T, D) coefficients of N faces' (N, T) ``terms`` that explain (N, L, D) ``away``.
+    """(L, T, D) coefficients of N faces' ``terms`` that explain (N, L, D) ``away``.
 
     ``mirrored``: ``away`` of the mirrored faces. Robust ridge regression, in which every face
     counts with its mirror image, where ``away`` is not NaN. ``outlier``: the length at which the
-    weight is a quarter.
+    weight is a quarter; ``steps``: of re-weighting.
     """
-    both = np.concatenate([terms, terms * MIRRORED_TERMS])
+    both = np.concatenate([terms.plain, terms.mirrored])
     target = np.concatenate([away, mirrored])
     known = np.asarray(np.isfinite(target).all(2), np.float64)
     target = np.where(known[..., None] > 0, target, 0.0)
     weight: Floats = known
-    ridge = config.pose_shrinkage * np.eye(terms.shape[1])
-    found = np.zeros((away.shape[1], terms.shape[1], away.shape[2]))
-    for _ in range(config.steps):
-        normal = np.einsum("nl,ni,nj->lij", weight, both, both, optimize=True) + ridge
-        right = np.einsum("nl,ni,nlc->lic", weight, both, target, optimize=True)
-        found = np.linalg.solve(normal, right)
-        weight = known * robust_weights(target - np.einsum("ni,lic->nlc", both, found), outlier)
+    ridge = np.diag(terms.shrinkage)
+    found = np.zeros((away.shape[1], both.shape[1], away.shape[2]))
+    for _ in range(steps):
+        weighted = weight.T[:, :, None] * both
+        normal = both.T @ weighted + ridge
+        found = np.linalg.solve(normal, weighted.transpose(0, 2, 1) @ target.transpose(1, 0, 2))
+        left = target - (both @ found).transpose(1, 0, 2)
+        weight = known * robust_weights(left, outlier)
     return found
 
 
@@ -181,19 +215,23 @@ def fit_landmarks_by_pose(
     config: OffsetConfig,
     *,
     mirror: Ints = MIRROR,
+    shape: BiasTerms | None = None,
 ) -> tuple[Floats, Floats]:
     """(L, T, 2) metres for each term of the pose, and the (2,) limit of the poses in degrees.
 
     They move the (N, L, 2) pixels ``found`` of N faces to the ``labels``, NaN where there is none.
-    ``mirror``: the counterpart of each point on the other side.
+    ``mirror``: the counterpart of each point on the other side. ``shape``: further terms, whose
+    metres follow those of the pose.
     """
     pose = UprightPose.of(np.stack([face.cam_from_head.rotation for face in faces]))
     limit = measure_pose_limit(pose, config.pose_share)
     scale = np.array([face.camera.scale for face in faces])[:, None, None]
     away = np.einsum("nij,nlj->nli", pose.upright, (labels - found) / scale)
     mirrored = away[:, mirror] * OTHER_SIDE[:2]
-    terms = pose_terms(pose, limit)
-    return fit_pose_terms(terms, away, mirrored, outlier=config.pose_outlier, config=config), limit
+    terms = BiasTerms.of_pose(pose, limit, config)
+    terms = terms if shape is None else terms.beside(shape)
+    found = fit_bias_terms(terms, away, mirrored, outlier=config.pose_outlier, steps=config.steps)
+    return found, limit
 
 
 def fit_pose_correction(
@@ -206,8 +244,13 @@ def fit_pose_correction(
         [face.pose.matrix.T @ label for face, label in zip(faces, labels, strict=True)]
     )
     away = Rotation.from_matrix(turns).as_rotvec()[:, None]
-    terms, mirrored = pose_terms(pose, limit), away * -OTHER_SIDE
-    found = fit_pose_terms(terms, away, mirrored, outlier=config.turn_outlier, config=config)
+    found = fit_bias_terms(
+        BiasTerms.of_pose(pose, limit, config),
+        away,
+        away * -OTHER_SIDE,
+        outlier=config.turn_outlier,
+        steps=config.steps,
+    )
     return PoseCorrection(found[0], limit)
 
 
@@ -355,6 +398,12 @@ def fit_offsets_in_head(
     by_latent = np.zeros((2, 68, 3, latent.shape[1]))
     by_latent[1] = fit_responses(flat, offset[1], mirrored_latents(fit_model), config)
     by_latent[0, INNER] = by_latent[1, INNER]
-    # A latent row is the model's coefficients times this, each measured in its own standard
-    # deviations.
-    return LandmarkOffsets(offset, by_latent @ (fit_model.modes / prior_sd(fit_model.model) ** 2))
+    return LandmarkOffsets(offset, by_latent @ latent_from_coefficients(fit_model))
+
+
+def latent_from_coefficients(fit_model: FitModel) -> Floats:
+    """(P, C): a face's latent row is this times its model's coefficients.
+
+    Each of these is measured in its own standard deviations.
+    """
+    return np.asarray(fit_model.modes / prior_sd(fit_model.model) ** 2)

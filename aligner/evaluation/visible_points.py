@@ -25,13 +25,21 @@ from scipy.special import expit
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.evaluation.benchmarks import CHUNK, YAW_BINS
-from dff.aligner.evaluation.landmark_offsets import OffsetConfig, fit_landmarks_by_pose
+from dff.aligner.evaluation.landmark_offsets import (
+    OTHER_SIDE,
+    BiasTerms,
+    OffsetConfig,
+    fit_landmarks_by_pose,
+    latent_from_coefficients,
+)
+from dff.aligner.fitting.change import mirrored_latents
+from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.landmark_sets import LandmarkSet, PointBias, load_landmark_sets, log_odds
 from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
-from dff.face.model.landmark_offsets import MIRRORED_TERMS, UprightPose, pose_terms
+from dff.face.model.landmark_offsets import MIRRORED_TERMS, TERMS, UprightPose, pose_terms
 from dff.face.model.morphable import MorphableModel
 from dff.infra.photos.images import decode
 from dff.infra.storage import Storage, open_storage
@@ -201,21 +209,23 @@ def _report(
     )
 
 
-def fit_point_bias(found: LabelledFaces, model: MorphableModel, config: OffsetConfig) -> PointBias:
+def fit_point_bias(found: LabelledFaces, fit_model: FitModel, config: OffsetConfig) -> PointBias:
     """The bias of the people who marked the ``found`` faces, the same on both sides.
 
     From the faces whose fit was not refused; from all for the visibility, which a refused fit is
-    not sure of. Raises BadLandmarks when all were refused.
+    not sure of. ``fit_model``: along whose directions of shape the bias changes. Raises
+    BadLandmarks when all were refused.
     """
-    points = load_point_set(as_marked=False)
+    points, model = load_point_set(as_marked=False), fit_model.model
     mirror = points.find_mirror(model)
     good = np.flatnonzero([not face.failed for face in found.faces])
     if not len(good):
         raise BadLandmarks("no face could be fitted in the crops")
     placed, shown = _place_points(found, model, points)
     fitted = found[good]
-    by_pose, limit = fit_landmarks_by_pose(
-        fitted.faces, placed[good], fitted.labels, config, mirror=mirror
+    shape = BiasTerms.of_shape(fitted.faces, fit_model, config)
+    bias, limit = fit_landmarks_by_pose(
+        fitted.faces, placed[good], fitted.labels, config, mirror=mirror, shape=shape
     )
     rotation = np.stack([face.cam_from_head.rotation for face in found.faces])
     terms, shown = pose_terms(UprightPose.of(rotation), limit), log_odds(shown)
@@ -234,19 +244,30 @@ def fit_point_bias(found: LabelledFaces, model: MorphableModel, config: OffsetCo
             for point, other in enumerate(mirror)
         ]
     )
-    return PointBias(by_pose, visible, limit)
+    # Latent directions have no exact counterparts on the other side.
+    bias = (bias + _mirror_bias(bias, mirror, fit_model)) / 2
+    by_shape = np.einsum("plc,lk->pkc", bias[:, TERMS:], latent_from_coefficients(fit_model))
+    return PointBias(bias[:, :TERMS], by_shape, visible, limit)
+
+
+def _mirror_bias(bias: Floats, mirror: Ints, fit_model: FitModel) -> Floats:
+    """(P, TERMS + L, 2) metres by terms of pose and shape, as those of mirrored faces say."""
+    other = bias[mirror] * OTHER_SIDE[:2]
+    other[:, :TERMS] *= MIRRORED_TERMS[:, None]
+    other[:, TERMS:] = np.einsum("kl,plc->pkc", mirrored_latents(fit_model), other[:, TERMS:])
+    return other
 
 
 def cross_validate_points(
-    found: LabelledFaces, model: MorphableModel, config: OffsetConfig
+    found: LabelledFaces, fit_model: FitModel, config: OffsetConfig
 ) -> VisiblePointsReport:
     """The report on each of ``folds`` parts, with the bias that the other parts have."""
-    points, number = load_point_set(), np.arange(len(found.faces))
+    points, number, model = load_point_set(), np.arange(len(found.faces)), fit_model.model
     placed, visibility = _place_points(found, model, points)
     for fold in range(config.folds):
         rows = np.flatnonzero(number % config.folds == fold)
         rest = np.flatnonzero(number % config.folds != fold)
-        bias = fit_point_bias(found[rest], model, config)
+        bias = fit_point_bias(found[rest], fit_model, config)
         others = _place_points(found[rows], model, replace(points, bias=bias))
         placed[rows], visibility[rows] = others
     return _report(found, points, placed, visibility)

@@ -34,7 +34,7 @@ def with_expression(face: Alignment, model: MorphableModel, **units: float) -> A
     expression = np.zeros(len(model.expression))
     for name, value in units.items():
         expression[model.expression_names.index(name)] = value
-    coefficients = Coefficients(np.empty(0), expression)
+    coefficients = Coefficients(np.zeros(len(model.identity)), expression)
     return replace(face, coefficients=coefficients, vertices=model.vertices(coefficients))
 
 

@@ -15,14 +15,15 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.config import SmoothingConfig
 from dff.aligner.evaluation.benchmarks import Row, Sample
 from dff.aligner.evaluation.landmark_offsets import (
+    BiasTerms,
     LabelErrors,
     OffsetConfig,
     align_training_photos,
     cross_validate,
     fit_bias_by_pose,
+    fit_bias_terms,
     fit_landmark_offsets,
     fit_offsets,
-    fit_pose_terms,
     fit_responses,
 )
 from dff.aligner.fitting.change import mirrored_latents
@@ -123,12 +124,19 @@ def test_known_offsets_by_pose_are_found_under_noise_and_outliers() -> None:
     table = (table + table[MIRROR] * MIRRORED_TERMS[:, None] * FLIP[:2]) / 2
     angles = rng.uniform(-1.0, 1.0, (300, 3)) * [80.0, 25.0, 20.0]
     pose = UprightPose.of(np.stack([rotation_from_angles(*turn) for turn in angles]))
-    terms = pose_terms(pose, np.array([90.0, 90.0]))
+    limit = np.array([90.0, 90.0])
+    terms = pose_terms(pose, limit)
     true = np.einsum("nt,ltc->nlc", terms, table)
     away = true + rng.normal(size=true.shape) * 0.002
     away[rng.random((300, 68)) < 0.1] += 0.05
     mirrored = away[:, MIRROR] * FLIP[:2]
-    found = fit_pose_terms(terms, away, mirrored, outlier=CONFIG.pose_outlier, config=CONFIG)
+    found = fit_bias_terms(
+        BiasTerms.of_pose(pose, limit, CONFIG),
+        away,
+        mirrored,
+        outlier=CONFIG.pose_outlier,
+        steps=CONFIG.steps,
+    )
     error = np.linalg.norm(np.einsum("nt,ltc->nlc", terms, found) - true, axis=2)
     assert error.mean() < 0.0008, "noise alone is 2.5 mm, the offsets 8"
     np.testing.assert_allclose(found, found[MIRROR] * MIRRORED_TERMS[:, None] * FLIP[:2], atol=1e-9)
