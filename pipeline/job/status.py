@@ -58,7 +58,7 @@ class DatasetStatus:
     rows: int
     bytes: int
     failures: dict[str, int]  # by reason
-    rate: float | None  # subjects a second over the last shards; None for fewer than two
+    rate: float | None  # subjects a second of the run, over its last shards; None without any
     silent: float  # seconds since the last shard, or since the start or a later resumption
     ended: bool  # whether the run itself has said that it was interrupted or failed
 
@@ -83,7 +83,7 @@ class DatasetStatus:
         )
         failed = counted(self.subjects_failed, "face")
         out.append(f"  failed: {failed}" + (f" ({reasons})" if reasons else ""))
-        if self.rate and self.state is not State.finished:
+        if self.rate and self.state is State.running:
             per_face = self.rows / max(self.subjects_done, 1)
             out.append(f"  {self.rate * per_face:.2f} views a second")
         if (left := self.seconds_left) is not None:
@@ -129,7 +129,10 @@ def read_status(
     resumed = begun if mark is None else mark.told
     silent = max(0.0, now - max([resumed, *times[-1:]]))
     new = [at for at in times if at >= resumed]  # the pause before these was no work
-    mean_pause, rate = _measure_rate(new if len(new) > 1 else times, plan.shard_subjects, config)
+    mean_pause = _measure_pause((new if len(new) > 1 else times)[-config.window :])
+    # the first shards of workers in parallel come together: their time is that since the start
+    pause = _measure_pause([resumed, *new][-config.window - 1 :])
+    rate = plan.shard_subjects / pause if pause > 0 else None
     patience = config.patience
     if times:  # the first one took as long as any, with the start
         first = max(config.patience_first * (times[0] - begun), config.patience_least)
@@ -158,15 +161,9 @@ def read_status(
     )
 
 
-def _measure_rate(
-    times: Sequence[float], shard_subjects: int, config: StatusConfig
-) -> tuple[float, float | None]:
-    """(mean seconds between two shards, subjects a second or None) over the last shards."""
-    last = times[-config.window :]
-    if len(last) < 2 or last[-1] <= last[0]:
-        return 0.0, None
-    pause = (last[-1] - last[0]) / (len(last) - 1)
-    return pause, shard_subjects / pause
+def _measure_pause(times: Sequence[float]) -> float:
+    """Mean seconds between moments; 0 for fewer than two."""
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
 
 def sample_views(storage: Storage, *, config: StatusConfig = CONFIG) -> list[ViewRow]:

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -216,19 +216,20 @@ async def _arrange(request: Request, form: FormData, names: FieldNames) -> Reque
     return _ArrangedRequest(request, FormData(fields), urlencode(query))
 
 
+def check_query(asked: Iterable[str], known: Sequence[str]) -> None:
+    """Raises Problem ``bad-request`` for names in a query that are unknown or given twice."""
+    names = list(asked)
+    _refuse_unknown(names, known, f"this route takes {', '.join(known)} in the query")
+    _refuse_repeated(names)
+
+
 def _check_names(sent: Items, asked: Items, names: FieldNames) -> None:
-    known = {*names.files, *names.form, *names.query}
-    for name, _ in [*sent, *asked]:
-        if name not in known:
-            shown = f"unknown field {name!r}" if _NAME.fullmatch(name) else "an unknown field"
-            raise Problem("bad-request", f"{shown}: {names.describe()}")
+    given = [name for name, _ in [*sent, *asked]]
+    _refuse_unknown(given, {*names.files, *names.form, *names.query}, names.describe())
     for name, _ in asked:
         if name in names.files:
             raise Problem("bad-request", f"{name} is a file: send it in the form, not in the query")
-    times = Counter(name for name, _ in [*sent, *asked] if name not in names.files)
-    for name, count in times.items():
-        if count > 1:
-            raise Problem("bad-request", f"{name} is given {count} times: give it once")
+    _refuse_repeated(name for name in given if name not in names.files)
     uploaded = {name for name, value in sent if isinstance(value, UploadFile)}
     for name in names.files:
         if name not in uploaded:
@@ -237,6 +238,19 @@ def _check_names(sent: Items, asked: Items, names: FieldNames) -> None:
                 f"the file {name} is missing: send it in a form of type multipart/form-data, "
                 f"for example with curl -F {name}=@photo.jpg",
             )
+
+
+def _refuse_unknown(given: Iterable[str], known: Collection[str], hint: str) -> None:
+    for name in given:
+        if name not in known:
+            shown = f"unknown field {name!r}" if _NAME.fullmatch(name) else "an unknown field"
+            raise Problem("bad-request", f"{shown}: {hint}")
+
+
+def _refuse_repeated(given: Iterable[str]) -> None:
+    for name, count in Counter(given).items():
+        if count > 1:
+            raise Problem("bad-request", f"{name} is given {count} times: give it once")
 
 
 async def _read_text(name: str, value: str | UploadFile) -> str:

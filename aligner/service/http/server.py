@@ -18,6 +18,11 @@ from dff.aligner.service.http.http_parser import TimedH11Protocol
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
 
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """False for what uvicorn logs of refused web sockets whose answer has a body, as of a fault."""
+    return record.msg != "ASGI callable returned without completing handshake."
+
+
 class _Server(uvicorn.Server):
     """Logs no traceback for each request that a second interrupt cuts off."""
 
@@ -38,6 +43,7 @@ def make_server(
         prefix = front.root_path
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)  # the front logs these, too
     return _Server(
         uvicorn.Config(
             app,

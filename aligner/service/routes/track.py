@@ -16,6 +16,7 @@ from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.align_service import AlignService, count_faces, image_size
+from dff.aligner.service.http.fields import check_query
 from dff.aligner.service.http.json_response import encode_answer
 from dff.aligner.service.http.keys import PROTOCOL
 from dff.aligner.service.http.measures import MESSAGE_KEY, measuring
@@ -133,6 +134,8 @@ async def track(
     JSON, in order: a client that waits for the answer before it sends another frame has no delay.
     """
     try:
+        asked = (name for name, _ in socket.query_params.multi_items())
+        check_query(asked, ("smooth", "landmarks", "weights"))
         service = choose_service(socket.app, weights)
         if not isinstance(service.aligner, Aligner):
             raise Problem("bad-request", "the aligner of this service can't track")

@@ -146,6 +146,8 @@ def test_sockets_need_a_key_and_a_known_origin(client: TestClient) -> None:
         ("/v1/track?landmarks=none", 422, "'none'"),
         ("/v1/track?weights=none", 422, "no weights are called 'none': there are default"),
         ("/v1/track?smooth=perhaps", 422, "smooth must be 1 or 0"),
+        ("/v1/track?smoth=0", 422, "unknown field 'smoth': this route takes smooth, landmarks"),
+        ("/v1/track?smooth=0&smooth=1", 422, "smooth is given 2 times"),
         ("/v1/tracks", 404, "the service has no such path"),
     ],
 )

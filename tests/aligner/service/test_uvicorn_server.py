@@ -28,7 +28,13 @@ from dff.face.errors import ClusterError
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
-from tests.aligner.service.server_checks import CHECKS, FRONT, connection, multipart
+from tests.aligner.service.server_checks import (
+    CHECKS,
+    FRONT,
+    check_refused_sockets,
+    connection,
+    multipart,
+)
 from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 
@@ -44,6 +50,13 @@ def url(toy_model: MorphableModel) -> Iterator[str]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_uvicorn(check: Callable[[str], None], url: str) -> None:
     check(url)
+
+
+def test_a_refused_web_socket_is_no_fault_in_the_log(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_refused_sockets(url)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 class Endless(KnownAligner):

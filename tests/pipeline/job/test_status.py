@@ -57,6 +57,16 @@ def test_a_running_job_tells_rate_failures_and_time_left(half_made: tuple[Plan, 
     assert len(sample_views(storage)) == 9
 
 
+def test_shards_of_parallel_workers_that_come_together_took_the_time_since_the_start(
+    half_made: tuple[Plan, Storage], tmp_path: Path
+) -> None:
+    job, storage = half_made
+    for shard in (0, 3):
+        os.utime(tmp_path / "out" / job.data_key(shard), (BEGIN + 20.0, BEGIN + 20.1))
+    status = read_status(storage, now=BEGIN + 25.0)
+    assert status.rate == pytest.approx(0.3, rel=0.01), "six faces in twenty seconds"
+
+
 def test_a_killed_job_is_told_from_a_running_one(half_made: tuple[Plan, Storage]) -> None:
     _, storage = half_made
     status = read_status(storage, now=BEGIN + 20.0 + 3 * 3600)
