@@ -373,23 +373,21 @@ class Scheduler:
             self._end(call, result)
 
     def _refuse_slow(self, call: Call) -> None:
-        """Refuse a photo of many faces, now counted, that would exceed its ``slowdown``.
+        """Refuse a photo of several faces, now counted, that would exceed its ``slowdown``.
 
-        It has the last turn. So at high load it would wait for many others, however long. Photos of
-        fewer faces take turns with others that take as long: three such clients would already
-        exceed it, in a fraction of a second.
+        It has the last turn. So at high load it would wait for many others, however long. Brief
+        waits are no reason: a few clients with photos that take equally long share the time.
         """
         job, request = call.job, call.request
-        if job is None or request is None:
-            return
-        faces = call.faces + request.left
-        if faces <= self._limits.crowd:
+        if job is None or request is None or request.left == 0:
             return
         rest = call.expect(self.durations.unit)
         until_end = self.expect_wait(rest) - rest  # which counts its own steps twice
-        if self._clock() - job.arrived + until_end > job.slowdown * (call.seconds + rest):
+        longest = max(job.slowdown * (call.seconds + rest), self._limits.brief)
+        if self._clock() - job.arrived + until_end > longest:
             call.steps.close()
             self._calls.remove(call)
+            faces = len(request.detections) + request.left
             _settle(job.outcome, refuse_deadline(until_end - rest, CROWDED.format(faces=faces)))
 
     def _end(self, call: Call, result: Finished | Exception) -> None:

@@ -32,18 +32,19 @@ class Limits:
     small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels
     requests: int = 64  # that have arrived and wait or are aligned; further ones are refused
     deadline: float = 10.0  # seconds within which a request is answered that names no deadline
-    # A photo of more possible faces whose request names no deadline is refused, once they are
-    # counted, if it would take ``slowdown`` times as long as it takes alone. Photos that come later
-    # delay it further; the aim is three times at most. A photo of one face has up to four possible
-    # ones, and one of as many as here takes no longer than the search of a photo of 32 megapixels.
-    crowd: int = 8
+    # A photo of more possible faces than ``step`` whose request names no deadline is refused, once
+    # they are counted, if it would take longer than ``brief`` seconds and ``slowdown`` times as
+    # long as it takes alone. Photos that come later delay it further; the aim is three times at
+    # most. A photo of one face may have four possible ones, and three clients that send such photos
+    # without a pause exceed it in a fraction of a second.
+    brief: float = 0.75
     slowdown: float = 2.6
     sessions: int = 8  # of tracking, at a time
     silence: float = 60.0  # seconds without a frame after which a session ends
     longest_deadline: float = 60.0  # seconds that a request may name
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 1:
+        if min(vars(self).values()) <= 0:
             raise ValueError(f"limits must be positive: {self}")
 
 

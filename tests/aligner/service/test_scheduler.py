@@ -348,14 +348,17 @@ def test_many_faces_that_would_wait_long_are_refused_when_they_are_counted(
     assert steps <= 5, "searches only"
 
 
-@pytest.mark.parametrize(("faces", "refuses"), [(4, False), (8, False), (20, True)])
-def test_clients_with_photos_of_a_few_possible_faces_are_all_answered(
+@pytest.mark.parametrize(("faces", "refuses"), [(4, False), (60, True)])
+def test_clients_that_wait_briefly_for_each_other_are_all_answered(
     toy_model: MorphableModel, faces: int, refuses: bool
 ) -> None:
-    """Three that send again when they are answered, each with a photo that takes equally long."""
+    """Three that send again when they are answered, each with a photo that takes equally long.
+
+    Alone one of four faces takes 0.06 s, one of 60 faces 0.62 s.
+    """
     aligner, scheduler = make(toy_model)
     aligner.faces = {CROWD.shape: faces}
-
+    scheduler.durations.unit = STEP / 2
     outcomes: list[Any] = []
 
     async def send() -> None:
@@ -369,7 +372,8 @@ def test_clients_with_photos_of_a_few_possible_faces_are_all_answered(
         await asyncio.gather(*(send() for _ in range(3)))
 
     asyncio.run(run())
-    assert any(isinstance(outcome, Problem) for outcome in outcomes) == refuses
+    problems = [o.detail for o in outcomes if isinstance(o, Problem)]
+    assert bool(problems) == refuses, problems
 
 
 def test_work_for_clients_that_left_is_dropped(toy_model: MorphableModel) -> None:
