@@ -222,6 +222,11 @@ def evaluate_300w(
     """
     storage = open_storage(folder)
     samples = list_300w(storage, split)
+    if not samples and (others := len(list_300w(storage, "all"))):
+        hint = "; `dff evaluate 300w --all` takes all of them" if split == "dev" else ""
+        raise BadLandmarks(
+            f"{storage.uri}: none of {others} labelled photos is in the {split} split{hint}"
+        )
     protocol = f"300-W, {split} photos, box from {box}"
     moved = disturbance or Disturbance()
     return _evaluate(storage, samples, aligner, box, moved, protocol=protocol, error="nme_iod_51")

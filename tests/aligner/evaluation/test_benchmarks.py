@@ -171,6 +171,8 @@ def test_300w_compares_the_visible_contour_of_the_asked_photos(
     assert assign_split("Ann") == "train"
     report = evaluate_300w(str(tmp_path), oracle_aligner, split="train")
     assert {row.sample.name for row in report.rows} == {dev, train}
+    with pytest.raises(BadLandmarks, match="none of 2 labelled photos is in the dev split;"):
+        evaluate_300w(str(tmp_path), oracle_aligner)
 
 
 def test_disturbances_shift_and_scale_boxes() -> None:
