@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
+from dff.aligner.load import load_aligner
 
 
 @dataclass(frozen=True)

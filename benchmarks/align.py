@@ -24,12 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
 from dff.aligner.fitting import fitters, observation
 from dff.aligner.fitting.assessment import assess
 from dff.aligner.fitting.correspondence import match_pixels
 from dff.aligner.fitting.steps import fit_from_detection, refine
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.descriptor import Features, Network
 from dff.face.fused_network import FusedNetwork

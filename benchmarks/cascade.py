@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.cascade.io import load_cascade, load_cascade_aligner, save_cascade
 from dff.aligner.cascade.model import KINDS, Kind
@@ -32,6 +32,7 @@ from dff.aligner.cascade.training import Progress, Recipe, train_cascade
 from dff.aligner.confidence import GOOD
 from dff.aligner.evaluation.benchmarks import Report, evaluate_300w, evaluate_aflw2000
 from dff.aligner.evaluation.calibration import Reliability
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box

@@ -24,9 +24,9 @@ import typer
 
 from benchmarks.environments import install
 from benchmarks.yunet import PACKAGE, YuNet
-from dff.aligner.align import load_aligner
 from dff.aligner.detection import overlap
 from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box

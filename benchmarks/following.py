@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.tracking.following import FaceFollower
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box

@@ -22,7 +22,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.matching.calibration import CLOSE
 from dff.aligner.matching.matcher import DescribedFace, Matcher
 from dff.face.arrays import Array, Bool, Bools, Float, Floats

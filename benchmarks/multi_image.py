@@ -44,8 +44,9 @@ from rich.table import Table
 
 from benchmarks.cross_model import ALIGNING_STEPS, Ruler
 from benchmarks.scan import read_scan
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import NoFace

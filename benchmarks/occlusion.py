@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.detection import overlap
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box

@@ -195,7 +195,7 @@ def main(
             os.execv(sys.executable, [sys.executable, "-m", "benchmarks.peers", *sys.argv[1:]])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from dff.aligner.align import load_aligner
+    from dff.aligner.load import load_aligner
 
     labelled = read_photos(photos, count)
     rng = np.random.default_rng(0)

@@ -27,8 +27,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.multi_image import ICT, RenderedPerson
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import Box

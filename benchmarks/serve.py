@@ -51,8 +51,9 @@ from benchmarks.serve_load import (
     run_all,
 )
 from benchmarks.serve_waits import HEADER as WAITS_HEADER, measure_waits
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.load import load_aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.http.access_log import ACCESS_LOG

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import multi_image
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.fitting.multi_image import find_strangers
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.io.assets import load_model
 

@@ -21,8 +21,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.load import load_aligner
 from dff.aligner.tracking.tracker import Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.transform import rotation_from_angles

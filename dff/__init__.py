@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from dff.face.threads import limit_threads_after_fork
 
 if TYPE_CHECKING:
-    from dff.aligner.align import Aligner, load_aligner
+    from dff.aligner.align import Aligner
     from dff.aligner.alignment import Alignment
     from dff.aligner.config import AlignConfig
+    from dff.aligner.load import load_aligner
     from dff.aligner.matching.matcher import Matcher, match
     from dff.client import AsyncClient, Client
     from dff.face.errors import DffError
@@ -62,7 +63,7 @@ _HOMES = {
     "Matcher": "dff.aligner.matching.matcher",
     "invert": "dff.pipeline.recovery.inverse",
     "load_albedo": "dff.face.io.assets",
-    "load_aligner": "dff.aligner.align",
+    "load_aligner": "dff.aligner.load",
     "load_model": "dff.face.io.assets",
     "match": "dff.aligner.matching.matcher",
     "open_dataset": "dff.infra.datasets.dataset",

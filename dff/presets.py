@@ -125,8 +125,8 @@ def evaluate_weights(
     """
     if not folders:
         return {}
-    from dff.aligner.align import load_aligner
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
+    from dff.aligner.load import load_aligner
 
     aligner = load_aligner(str(weights), endpoint_url=endpoint_url)
     out: dict[str, dict[str, Any]] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from dff.aligner.align import load_aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.http.limits import Limits
 

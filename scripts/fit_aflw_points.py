@@ -13,7 +13,6 @@ import argparse
 import json
 from pathlib import Path
 
-from dff.aligner.align import load_aligner
 from dff.aligner.evaluation.landmark_offsets import OffsetConfig
 from dff.aligner.evaluation.visible_points import (
     align_crops,
@@ -22,6 +21,7 @@ from dff.aligner.evaluation.visible_points import (
     load_point_set,
     measure_visible_points,
 )
+from dff.aligner.load import load_aligner
 from dff.infra.files import write_file
 
 OUT = Path("aligner/data/aflw21.json")

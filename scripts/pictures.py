@@ -18,8 +18,9 @@ import numpy as np
 import typer
 from PIL import Image
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.draw import draw
+from dff.aligner.load import load_aligner
 from dff.demo.photograph import LICENCE, write_photograph
 from dff.demo.run import SEED
 from dff.demo.sections import compose_overview

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.cascade.fitter import CascadeFitter
 from dff.aligner.cascade.model import Cascade, Stage
 from dff.aligner.confidence import Calibration
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import FaceDetector
+from dff.aligner.load import load_aligner
 from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadWeights

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import Steps
 from dff.aligner.fitting.crop import Crops, frame_faces
 from dff.aligner.found_faces import describe_missing_face
 from dff.aligner.image_checks import check_image
+from dff.aligner.load import load_aligner
 from dff.aligner.matching.calibration import CALIBRATION, MatchCalibration, match_features
 from dff.aligner.matching.config import MatchConfig
 from dff.aligner.matching.found_points import NO_POINTS

@@ -206,7 +206,7 @@ class Replica:
         return self._load_from(self.weights)
 
     def _load_from(self, weights: str | None) -> Aligner:
-        from dff.aligner.align import load_aligner
+        from dff.aligner.load import load_aligner
         from dff.aligner.service.face_aligner import warm_up
 
         aligner = load_aligner(
@@ -334,7 +334,7 @@ def serving(
     Serve's proxies, which have the front. On a cluster each replica has it.
 
     Raises ClusterError when the port is taken or the application can't start, and on a local Ray
-    BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
+    BadWeights or BadModel as ``dff.aligner.load.load_aligner``.
     """
     from dff.infra.clusters.cluster import connected  # of no use to replicas
 
@@ -542,7 +542,7 @@ def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
     try again and again. This process, which only waits, stays small.
     """
     load = (
-        "import json, sys; from dff.aligner.align import load_aligner; "
+        "import json, sys; from dff.aligner.load import load_aligner; "
         "from dff.infra.storage import S3Access; "
         "paths, endpoint_url, access = json.loads(sys.argv[1]); "
         "[load_aligner(path, endpoint_url=endpoint_url, access=S3Access(**access)) "
@@ -555,7 +555,7 @@ def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         if process.wait():
-            from dff.aligner.align import load_aligner
+            from dff.aligner.load import load_aligner
 
             for path in paths:
                 load_aligner(path, endpoint_url=config.endpoint_url, access=config.access)

@@ -32,9 +32,9 @@ def serve_aligner_with_uvicorn(
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
 
     Raises ClusterError when the port is taken, BadWeights or BadModel as
-    ``dff.aligner.align.load_aligner``.
+    ``dff.aligner.load.load_aligner``.
     """
-    from dff.aligner.align import load_aligner
+    from dff.aligner.load import load_aligner
     from dff.aligner.threads import share_interpreter, use_threads
 
     check_free(config.host, config.port)

@@ -74,7 +74,6 @@ def calibrate(
         import numpy as np
         from tqdm import tqdm
 
-        from dff.aligner.align import load_aligner
         from dff.aligner.confidence import DEFAULT
         from dff.aligner.evaluation.calibration import (
             calibrate as fit_calibration,
@@ -85,6 +84,7 @@ def calibrate(
             learn_fit_correction,
         )
         from dff.aligner.evaluation.match_errors import estimate_match_errors
+        from dff.aligner.load import load_aligner
         from dff.files.outputs import check_suffix, write_json
         from dff.infra.datasets.dataset import open_dataset
         from dff.infra.files import check_output_file, write_file

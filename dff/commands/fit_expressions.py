@@ -49,11 +49,11 @@ def fit_expressions(
     with require_extra("train"):
         from tqdm import tqdm
 
-        from dff.aligner.align import load_aligner
         from dff.aligner.evaluation.expression_correction import (
             ExpressionCorrectionConfig,
             learn_expression_correction,
         )
+        from dff.aligner.load import load_aligner
         from dff.infra.datasets.dataset import open_dataset
         from dff.infra.networks import weights as weights_files
         from dff.infra.storage import S3Access

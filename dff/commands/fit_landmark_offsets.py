@@ -98,7 +98,6 @@ def fit_landmark_offsets(
         import numpy as np
         from tqdm import tqdm
 
-        from dff.aligner.align import load_aligner
         from dff.aligner.evaluation.landmark_offsets import (
             OffsetConfig,
             align_labelled_poses,
@@ -108,6 +107,7 @@ def fit_landmark_offsets(
             fit_landmark_offsets as fit_offsets,
         )
         from dff.aligner.evaluation.landmark_refinement import learn_landmark_refinement
+        from dff.aligner.load import load_aligner
         from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra.networks import weights as weights_files
         from dff.infra.storage import S3Access

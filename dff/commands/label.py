@@ -62,7 +62,7 @@ def label(
     import torch
     from tqdm import tqdm
 
-    from dff.aligner.align import load_aligner
+    from dff.aligner.load import load_aligner
     from dff.aligner.threads import use_threads
     from dff.files.labels import LabelCounts, find_duplicate_photos, label_photos
     from dff.infra.datasets.near_duplicates import describe_near_duplicates

@@ -145,10 +145,10 @@ def load_aligner_for(
 ) -> Aligner:
     """The aligner that fits by ``method``. Raises BadParameter for options that exclude each other.
 
-    Raises BadWeights as ``dff.aligner.align.load_aligner``.
+    Raises BadWeights as ``dff.aligner.load.load_aligner``.
     """
     if method is Method.dense:
-        from dff.aligner.align import load_aligner
+        from dff.aligner.load import load_aligner
 
         if cascade:
             raise typer.BadParameter("--cascade needs --method cascade")

@@ -43,9 +43,9 @@ def train_cascade(
     [dim]Example:[/dim] dff train-cascade data/ --features dff --out cascade.safetensors
     """
     with require_extra("train"):
-        from dff.aligner.align import load_aligner
         from dff.aligner.cascade.io import save_cascade
         from dff.aligner.cascade.training import Recipe, train_cascade as train
+        from dff.aligner.load import load_aligner
         from dff.infra.datasets.dataset import open_dataset
         from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from dff.aligner.align import load_aligner
 from dff.aligner.draw import draw
+from dff.aligner.load import load_aligner
 from dff.aligner.service.ray_serve import local_environment, serving
 from dff.aligner.service.server_config import ServerConfig
 from dff.demo import sections

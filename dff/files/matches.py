@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dff.aligner.align import load_aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.matching.draw import draw_heat_map, draw_point_matches
 from dff.aligner.matching.matcher import Matcher
 from dff.aligner.matching.result import PointMatches

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
 from dff.aligner.detection import Detection
 from dff.aligner.face_request import FaceRequest
 from dff.aligner.fitting.fit_model import FitState, average_states
+from dff.aligner.load import load_aligner
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import head_from_reference
 from dff.aligner.service.routes.pages import FILES as PAGE_FILES

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, CalibrationFeatures
 from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.config import DetectorConfig
@@ -34,6 +34,7 @@ from dff.aligner.detector import (
     tiles,
     unexplained,
 )
+from dff.aligner.load import load_aligner
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import FaceRequest
 from dff.aligner.fitting.fit_model import FitState
+from dff.aligner.load import load_aligner
 from dff.aligner.second_attempts import find_surest, start_in_middle, start_turned
 from dff.aligner.service.routes.pages import FILES as PAGE_FILES
 from dff.face.arrays import Bytes

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.load import load_aligner
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box, WeakPerspective
 from dff.face.geometry.lighting import ambient

@@ -14,7 +14,7 @@ import json
 
 import cv2
 import torch
-from dff.aligner.align import load_aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from threadpoolctl import threadpool_info
 

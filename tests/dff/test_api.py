@@ -19,7 +19,7 @@ def test_every_public_name_is_there_and_is_the_rooms_own() -> None:
     homes = [["dff", room] for room in ROOMS] + [["dff", "client"]]
     for name in dff.__all__:
         assert getattr(dff, name).__module__.split(".")[:2] in homes
-    assert dff.load_aligner is dff.aligner.align.load_aligner
+    assert dff.load_aligner is dff.aligner.load.load_aligner
     assert dff.DffError is dff.face.errors.DffError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.evaluation.fit_correction import (
     FitCorrectionConfig,
@@ -28,6 +28,7 @@ from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import compute_visibility
+from dff.aligner.load import load_aligner
 from dff.face.arrays import Floats
 from dff.face.errors import BadDataset
 from dff.face.geometry.transform import rotation_from_angles

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.detection import Detection
@@ -25,6 +25,7 @@ from dff.aligner.fitting.expressions import (
     read_expressions,
 )
 from dff.aligner.fitting.visibility import compute_visibility
+from dff.aligner.load import load_aligner
 from dff.face.arrays import Bytes
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box

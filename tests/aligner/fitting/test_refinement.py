@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.align import Aligner
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.evaluation.landmark_refinement import (
     LandmarkReadings,
@@ -19,6 +19,7 @@ from dff.aligner.evaluation.landmark_refinement import (
 )
 from dff.aligner.fitting.refinement import LinearRefiner, mirror_displacements
 from dff.aligner.fitting.visibility import compute_visibility
+from dff.aligner.load import load_aligner
 from dff.demo.photograph import write_photograph
 from dff.face.geometry.camera import Box
 from dff.face.model.landmark_offsets import LandmarkOffsets, UprightPose

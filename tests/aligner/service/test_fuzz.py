@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from dff.aligner.align import load_aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.preset import AlignPreset
 from dff.aligner.service.app import create_app
 from dff.aligner.service.http.limits import Limits

@@ -110,7 +110,7 @@ def wait_until_ready(client: httpx.Client) -> None:
 
 def put_in_this_process(load: Callable[..., KnownAligner], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let replicas of this process load their aligners so, and change nothing else in it."""
-    monkeypatch.setattr("dff.aligner.align.load_aligner", load)
+    monkeypatch.setattr("dff.aligner.load.load_aligner", load)
     monkeypatch.setattr("dff.aligner.threads.use_threads", lambda count: None)
     monkeypatch.setattr("dff.aligner.threads.share_interpreter", lambda: None)
     monkeypatch.setattr("dff.aligner.service.ray_serve.print_access_log", lambda: None)

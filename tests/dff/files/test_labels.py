@@ -275,7 +275,7 @@ def test_the_command_counts_what_was_labelled_before(
     def load_known(*arguments: object, **options: object) -> KnownAligner:
         return KnownAligner(toy_model)
 
-    monkeypatch.setattr("dff.aligner.align.load_aligner", load_known)
+    monkeypatch.setattr("dff.aligner.load.load_aligner", load_known)
     Image.fromarray(GREY).save(tmp_path / "a.png")
     first = CliRunner().invoke(app, ["label", str(tmp_path)])
     assert f"1 photo labelled in {tmp_path}; 0 without landmarks" in first.output

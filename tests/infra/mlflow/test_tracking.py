@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from typer.testing import CliRunner
 
-from dff.aligner.align import load_aligner
+from dff.aligner.load import load_aligner
 from dff.aligner.service.weights_watch import find_version
 from dff.commands.app import app
 from dff.demo.photograph import write_photograph
