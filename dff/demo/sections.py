@@ -24,6 +24,7 @@ from dff.infra.networks import weights as weights_files
 from dff.pipeline.inspection.gallery import contact_sheet, draw_correspondences
 from dff.pipeline.recovery.inverse import Recovery
 from dff.report import Figure, Section, Table
+from dff.trainer.evaluation.config import EVALUATION
 from dff.trainer.evaluation.figures import draw_match_maps
 
 PANELS = {
@@ -34,6 +35,23 @@ PANELS = {
     "rendering": "Rendering of the recovered face",
     "residual": "Residual (grey is zero, pink is treated as occluded)",
 }
+QUALITY = {
+    "landmark_error": ("landmark error, 68 landmarks (nme_box)", "{:.1%}"),
+    "landmark_error_inner": ("landmark error, inner 51 landmarks (nme_box)", "{:.1%}"),
+    "colour_error": ("mean colour error of the visible skin, of the range", "{:.1%}"),
+    "occluded": ("skin that is occluded or unexplained", "{:.0%}"),
+    "identity": ("identity, root mean square", "{:.2f} standard deviations"),
+    "albedo": ("albedo, root mean square", "{:.2f} standard deviations"),
+    "score": ("score of the fit, 0 to 1", "{:.2f}"),
+}
+"""What the report says of ``Recovery.quality``: a figure's name and format."""
+MATCHES = {
+    "match_px_mean": (f"mean error of a match, crop of {EVALUATION.crop_side} px", "{:.1f} px"),
+    "match_px_median": (f"median error of a match, crop of {EVALUATION.crop_side} px", "{:.1f} px"),
+    f"match_pck_{EVALUATION.pck_px}": (f"matches within {EVALUATION.pck_px} px", "{:.0%}"),
+    "vote_mm_median": ("median error of a pixel's place on the face", "{:.1f} mm"),
+}
+"""What the report says of ``trainer.evaluation.matching.measure_matches``."""
 MATCHED = [36, 45, 30, 48, 8]  # landmarks: eye corners, nose tip, a mouth corner, chin
 TOLERANCE = 0.5  # pixels between the landmarks of the service and of the library
 
@@ -53,7 +71,7 @@ def inverse_section(recovery: Recovery, panels: Mapping[str, Bytes]) -> Section:
         [Figure(caption, panels[name]) for name, caption in PANELS.items()],
         Table(
             ("quality", "value"),
-            [(name, f"{value:.4f}") for name, value in recovery.quality.items()],
+            _describe(QUALITY, recovery.quality),
         ),
     )
 
@@ -111,7 +129,7 @@ def training_section(
         [Figure("Matches of five points", picture, wide=True)],
         Table(
             ("held-out figure", "value"),
-            [(name, f"{value:.3f}") for name, value in figures.items()],
+            _describe(MATCHES, figures),
         )
         if figures
         else None,
@@ -194,6 +212,15 @@ def compose_overview(
     height = 1200 * lines.shape[0] // lines.shape[1]
     parts.append(np.asarray(Image.fromarray(lines).resize((1200, height))))
     return np.vstack(parts)
+
+
+def _describe(
+    named: Mapping[str, tuple[str, str]], figures: Mapping[str, float]
+) -> list[tuple[str, str]]:
+    """Rows of a table: the names of figures, and their values in these formats."""
+    return [
+        (name, form.format(figures[key]).replace("%", " %")) for key, (name, form) in named.items()
+    ]
 
 
 def _find_rotated(rows: Sequence[ViewRow], degrees: float) -> ViewRow:

@@ -68,4 +68,7 @@ def test_one_photograph_goes_through_the_whole_chain(
     ]
     assert "<td>state</td><td>accepted</td>" in page
     assert "16 views in Parquet shards" in page
+    cells = re.findall(r"<td>(.*?)</td><td>(.*?)</td>", page)
+    assert len(cells) > 15
+    assert not [name for name, _ in cells if "_" in name.replace("nme_box", "")]  # words, no keys
     assert len(said) == 2 * 4  # each step when it begins and when it ends
