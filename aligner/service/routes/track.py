@@ -6,9 +6,11 @@ import asyncio
 import io
 import time
 from contextlib import suppress
+from http import HTTPStatus
 
 from fastapi import APIRouter, UploadFile, WebSocket
 from pydantic import Field
+from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocketDisconnect
 
 from dff.aligner.align import Aligner
@@ -39,8 +41,9 @@ DESCRIPTION = """
 Frames of a video: a web socket at `/v1/track` takes each frame as a binary message, a JPEG, PNG or
 WebP file, and answers it by a text message, JSON as in the schema `FrameAnswer`. A face has the
 number of its `track`, which stays the same from frame to frame. The query may have `smooth=0`, and
-`landmarks` and `weights` as in `/v1/align`.
+`landmarks` and `weights` as in `/v1/align`. A request that asks for no web socket gets status 426.
 """
+UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade"}  # headers of that answer (RFC 9110)
 router = APIRouter()
 
 
@@ -153,6 +156,16 @@ async def track(
             await _converse(socket, session, service.limits.silence)
     finally:
         service.sessions -= 1
+
+
+@router.get(PATH, include_in_schema=False)
+async def ask_for_upgrade() -> None:
+    """The answer to who opens the address of the web socket as that of a page."""
+    raise HTTPException(
+        HTTPStatus.UPGRADE_REQUIRED,
+        "this path takes web sockets: open one at it, and send each frame as a binary message",
+        UPGRADE,
+    )
 
 
 async def _accept(socket: WebSocket) -> None:

@@ -16,11 +16,12 @@ import pytest
 import trimesh
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.routing import Route
 
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.align_service import AlignService, drawn_triangles
-from dff.aligner.service.app import create_app
+from dff.aligner.service.app import ROUTES, create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.limits import Limits, UploadLimits
 from dff.aligner.service.http.problems import KINDS
@@ -230,6 +231,21 @@ def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
     assert nowhere.json()["detail"] == "the service has no such path: /docs lists its paths"
     assert problem_of(wrong) == (405, "about:blank")
     assert wrong.json()["detail"] == "this path takes POST: /docs describes each path"
+
+
+def test_each_path_names_its_methods_to_others(client: TestClient) -> None:
+    methods: dict[str, set[str]] = {"/metrics": {"GET"}, "/openapi.json": {"GET"}}
+    for route in (route for module in ROUTES for route in module.router.routes):
+        if isinstance(route, Route):
+            path = re.sub(r"{\w+(:\w+)?}", "x", route.path)
+            methods.setdefault(path, set()).update(route.methods or ())
+    assert len(methods) > 20
+    for path, known in methods.items():
+        allowed = {*known, "OPTIONS"} | ({"HEAD"} if "GET" in known else set())
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "BREW"} - allowed:
+            refused = client.request(method, path)
+            assert problem_of(refused) == (405, "about:blank"), (method, path)
+            assert {*refused.headers["allow"].split(", ")} == allowed, (method, path)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,16 @@ def test_handshakes_of_what_there_is_not_are_answered(
     assert detail in problem["detail"]
 
 
+def test_a_request_for_no_socket_is_told_to_open_one(client: TestClient) -> None:
+    answer = client.get("/v1/track", headers=headers())
+    problem = answer.json()
+    assert (answer.status_code, problem["status"]) == (426, 426)
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.headers["upgrade"] == "websocket"
+    assert answer.headers["connection"] == "Upgrade"
+    assert "takes web sockets" in problem["detail"]
+
+
 def test_a_page_is_told_by_the_end_of_a_session(client: TestClient) -> None:
     page = headers(Origin="https://faces.example.org")
     with (
