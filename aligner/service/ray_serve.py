@@ -357,7 +357,8 @@ def serving(
             listener.close()  # first, so that no client waits for a replica that ends
         if local:  # a private Ray ends anyway; ending Serve as well makes its controller complain
             # A replica that starts has no requests, and ends in order only after it has started.
-            serve.delete(APPLICATION, _blocking=started)
+            with nullcontext() if started else suppress(RayServeException):  # there is no Serve yet
+                serve.delete(APPLICATION, _blocking=started)
         else:
             _remove_application()
 

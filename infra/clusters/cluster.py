@@ -109,39 +109,48 @@ def connected(
         }
     terminate = signal.getsignal(signal.SIGTERM)
     with _environment(hidden), _session_folder(address) as folder:
-        try:
-            if address is None:
-                with _children_leave_group():
-                    ray.init(
-                        address="local",
-                        _temp_dir=folder,
-                        num_cpus=workers,
-                        object_store_memory=OBJECT_STORE,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                    )
-            else:
-                if address != "auto":
-                    _reach(address)
-                    _check_own_node(address)
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
-        except ClusterError:
-            raise
-        except Exception as error:  # Ray raises a bare one when a node does not start in time
-            where = address or "this machine"
-            raise ClusterError(hide_secrets(f"no Ray at {where}: {error}")) from error
-        if threading.current_thread() is threading.main_thread() and terminate is not None:
-            # Ray's own handler writes the stacks of its threads and aborts
-            signal.signal(signal.SIGTERM, terminate)
+        with _without_alarm():
+            _start_ray(address, workers, folder)
+            if threading.current_thread() is threading.main_thread() and terminate is not None:
+                # Ray's own handler writes the stacks of its threads and aborts
+                signal.signal(signal.SIGTERM, terminate)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _start_ray(address: str | None, workers: int | None, folder: str | None) -> None:
+    """Start a local Ray with its sockets in ``folder``, or connect to the one at ``address``.
+
+    Raises ClusterError as ``connected``.
+    """
+    try:
+        if address is None:
+            with _children_leave_group():
+                ray.init(
+                    address="local",
+                    _temp_dir=folder,
+                    num_cpus=workers,
+                    object_store_memory=OBJECT_STORE,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+        else:
+            if address != "auto":
+                _reach(address)
+                _check_own_node(address)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except ClusterError:
+        raise
+    except Exception as error:  # Ray raises a bare one when a node does not start in time
+        where = address or "this machine"
+        raise ClusterError(hide_secrets(f"no Ray at {where}: {error}")) from error
 
 
 def list_nodes() -> list[NodeResources]:
@@ -630,6 +639,20 @@ def _children_leave_group() -> Iterator[None]:
         os.close(reading)
         os.close(_forking.pipe)
         _forking.pipe = None
+
+
+@contextmanager
+def _without_alarm() -> Iterator[None]:
+    """End in peace where SIGTERM ends a block that starts Ray.
+
+    Ray's core calls this process's handler, but sets an alarm first, which aborts the process three
+    seconds later. On a busy machine Ray's processes take longer to end.
+    """
+    try:
+        yield
+    except BaseException:
+        signal.alarm(0)
+        raise
 
 
 @contextmanager

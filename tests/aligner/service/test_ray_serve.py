@@ -22,6 +22,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -256,6 +257,24 @@ def test_bad_weights_are_reported_before_serve_starts(
         "also": ServerConfig(also={"other": bad.as_posix()}, port=free_port()),
     }
     with pytest.raises(BadWeights, match=r"bad\.safetensors"), serving(named[option]):
+        pass
+    assert not caplog.records
+
+
+def test_an_interrupt_before_serve_starts_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    def delete(name: str, **_: object) -> None:
+        raise RayServeException(f"there is no Serve that has {name}")
+
+    monkeypatch.setattr("dff.aligner.service.ray_serve.sys.executable", shutil.which("true"))
+    monkeypatch.setattr("dff.infra.clusters.cluster.connected", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("dff.aligner.service.ray_serve.serve.start", interrupt)
+    monkeypatch.setattr("dff.aligner.service.ray_serve.serve.delete", delete)
+    with pytest.raises(KeyboardInterrupt), serving(ServerConfig(port=free_port())):
         pass
     assert not caplog.records
 

@@ -84,6 +84,24 @@ def test_an_interrupt_while_ray_starts_leaves_no_process(monkeypatch: pytest.Mon
             process.communicate(timeout=10)
 
 
+def test_a_process_that_ends_while_ray_starts_has_all_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's core would abort it by an alarm, which it sets when SIGTERM comes."""
+
+    def init(**_: object) -> None:
+        signal.alarm(60)
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    try:
+        with pytest.raises(SystemExit), connected(None, workers=1):
+            pass
+    finally:
+        left = signal.alarm(0)
+    assert left == 0
+
+
 @pytest.mark.ray
 def test_ray_data_reads_shards(tmp_path: Path, ray_forks: Path) -> None:
     """With columns and filters pushed down to Parquet, and images that decode."""
