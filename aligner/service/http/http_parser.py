@@ -13,7 +13,7 @@ from typing import cast
 import h11
 from starlette.datastructures import Headers
 from starlette.types import Scope
-from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dff.aligner.service.http.access_log import AccessLine
@@ -21,6 +21,7 @@ from dff.aligner.service.http.limits import UploadLimits
 from dff.aligner.service.http.metrics import UNREADABLE
 from dff.aligner.service.http.problems import MEDIA_TYPE, Problem
 from dff.aligner.service.http.request_id import ensure_request_id
+from dff.aligner.service.http.slow_readers import EndsSlowReaders, SocketProtocol
 
 HEADER_SECONDS = UploadLimits.header_seconds
 LINGER = 1.0  # seconds for which a refused connection is still read
@@ -30,7 +31,7 @@ HTTP_2 = b"PRI * HTTP/2.0\r\n"  # how a connection begins that takes HTTP/2 for 
 WEBSOCKET_HEADERS, WEBSOCKET_HEADER = 100, 8000
 
 
-class TimedH11Protocol(H11Protocol):
+class TimedH11Protocol(EndsSlowReaders, H11Protocol):
     """One connection; status 408 when the headers of a request take too long.
 
     httptools, uvicorn's own choice, drops the body of a request that offers ``Upgrade: h2c``, as
@@ -189,9 +190,11 @@ def find_handshake_fault(request: h11.Request) -> str:
 def use_timed_h11(header_seconds: float = HEADER_SECONDS, prefix: str = "") -> None:
     """Make ``TimedH11Protocol`` the parser of uvicorn servers that this process starts from now on.
 
-    For servers that another library starts, as Ray Serve's proxies. To ``uvicorn.run`` give
-    ``http=TimedH11Protocol``.
+    And ``SocketProtocol`` that of their web sockets. For servers that another library starts, as
+    Ray Serve's proxies. To ``uvicorn.run`` give ``http=TimedH11Protocol`` and
+    ``ws=SocketProtocol``.
     """
     TimedH11Protocol.header_seconds, TimedH11Protocol.prefix = header_seconds, prefix
     name = f"{TimedH11Protocol.__module__}:{TimedH11Protocol.__name__}"
     HTTP_PROTOCOLS["auto"] = name
+    WS_PROTOCOLS["auto"] = f"{SocketProtocol.__module__}:{SocketProtocol.__name__}"

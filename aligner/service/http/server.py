@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.http_parser import TimedH11Protocol
+from dff.aligner.service.http.slow_readers import SocketProtocol
 
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
@@ -36,11 +37,16 @@ class _Server(uvicorn.Server):
 def make_server(
     app: ASGIApp, host: str, port: int, front: FrontConfig, *, drain: float = DRAIN
 ) -> uvicorn.Server:
-    """A uvicorn server of ``app`` that ends slow headers and drains ``drain`` seconds."""
+    """A uvicorn server of ``app`` that ends slow clients and drains ``drain`` seconds."""
+    uploads = front.uploads
 
     class FrontProtocol(TimedH11Protocol):
-        header_seconds = front.uploads.header_seconds
+        header_seconds = uploads.header_seconds
         prefix = front.root_path
+        read_seconds, read_rate = uploads.chunk_seconds, uploads.rate
+
+    class FrontSocket(SocketProtocol):
+        read_seconds, read_rate = uploads.chunk_seconds, uploads.rate
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)  # the front logs these, too
@@ -50,6 +56,7 @@ def make_server(
             host=host,
             port=port,
             http=FrontProtocol,
+            ws=FrontSocket,
             log_config=None,
             access_log=False,
             server_header=False,
