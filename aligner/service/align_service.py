@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,6 +51,9 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.photos.images import DecodedImage
 
 INSIDE = ("teeth", "tongue", "mouth")  # regions behind the lips, which a drawing leaves out
+# Pixels of a photo from which on it is decoded alone: two of 12 megapixels together took all cores
+# from the aligner of a small one, which then took 0.3 s.
+LARGE = 4_000_000
 
 
 Describe = Callable[[Alignment, Intrinsics], FaceAnswer]
@@ -108,6 +111,7 @@ class AlignService:
         self.memory = DecodingMemory(limits.decoded, small=limits.small_decoded)
         self.held = 0  # requests
         self.sessions = 0  # of tracking
+        self._decoding = asyncio.Semaphore(1)  # of large photos
         self._person = asyncio.Semaphore(1)  # all photos of one person are held at once
         self._rendering = asyncio.Semaphore(1)  # beside the aligner's thread, one more computes
 
@@ -274,17 +278,23 @@ class AlignService:
         ``too-large``.
         """
         arrived = time.monotonic()
-        count = sum([DECODING * await read_pixel_count(image, self.limits) for image in images])
-        async with self.memory.hold(count) as holding:
+        counts = [await read_pixel_count(image, self.limits) for image in images]
+        async with self.memory.hold(DECODING * sum(counts)) as holding:
             get_measures().count("queue", time.monotonic() - arrived)
-            photos = [await self._decode(image) for image in images]
+            photos = [
+                await self._decode(image, count)
+                for image, count in zip(images, counts, strict=True)
+            ]
             holding.shrink(sum(photo.pixels.nbytes for photo in photos))
             yield photos
 
-    async def _decode(self, image: UploadFile) -> DecodedImage:
-        measures = get_measures()
-        with measures.timed("decode"):
-            photo = await read_upload(image, self.limits)
+    async def _decode(self, image: UploadFile, count: int) -> DecodedImage:
+        """The image of a file with so many pixels; large ones are decoded one after another."""
+        measures, arrived = get_measures(), time.monotonic()
+        async with nullcontext() if count < LARGE else self._decoding:
+            measures.count("queue", time.monotonic() - arrived)
+            with measures.timed("decode"):
+                photo = await read_upload(image, self.limits)
         measures.decoded += photo.pixels.nbytes
         return photo
 
@@ -329,7 +339,7 @@ class AlignService:
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None, focal: float | None
     ) -> tuple[tuple[Bytes, Box | None], Intrinsics]:
-        photo = await self._decode(image)
+        photo = await self._decode(image, await read_pixel_count(image, self.limits))
         pixels, size = photo.pixels, image_size(photo.pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
             raise Problem("unusable-image")

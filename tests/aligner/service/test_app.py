@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
-from dff.aligner.service.align_service import AlignService, drawn_triangles
+from dff.aligner.service.align_service import LARGE, AlignService, drawn_triangles
 from dff.aligner.service.app import ROUTES, create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.limits import Limits, UploadLimits
@@ -31,6 +31,7 @@ from dff.aligner.service.routes import align as align_routes, batch, person
 from dff.aligner.service.schema import AlignAnswer, BatchAnswer, PersonAnswer
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
+from dff.infra.photos.images import DecodedImage, decode_image
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
 from tests.aligner.known_aligner import WIDE, KnownAligner, known_alignment
 
@@ -446,6 +447,40 @@ def test_waiting_photos_are_not_decoded(toy_model: MorphableModel) -> None:
 
     assert asyncio.run(run()) == [200] * 6
     assert service.memory.held == 0
+
+
+def test_large_photos_are_decoded_one_after_another(
+    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(KnownAligner(toy_model), limits=LIMITS)
+    decoding: list[int] = []  # pixels of the photos that are decoded at the moment
+    most, small = 0, threading.Event()
+
+    def decode(data: bytes, **options: Any) -> DecodedImage:
+        nonlocal most
+        photo = decode_image(data, **options)
+        count = photo.pixels.shape[0] * photo.pixels.shape[1]
+        decoding.append(count)
+        most = max(most, sum(count >= LARGE for count in decoding))
+        if count < LARGE:
+            small.set()
+        assert small.wait(30), "small photos are decoded beside large ones"
+        time.sleep(0.05)
+        decoding.remove(count)
+        return photo
+
+    monkeypatch.setattr("dff.aligner.service.http.forms.decode_image", decode)
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            sizes = [(LARGE // 2000, 2000)] * 3 + [(120, 160)]
+            files = [{"image": encoded(pixels(*size))} for size in sizes]
+            posts = [client.post("/v1/align", files=each) for each in files]
+            return [response.status_code for response in await asyncio.gather(*posts)]
+
+    assert asyncio.run(run()) == [200] * 4
+    assert most == 1
 
 
 def test_what_would_be_late_is_refused_at_once(toy_model: MorphableModel) -> None:
