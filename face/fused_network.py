@@ -270,12 +270,13 @@ class FusedTrunk:
         if kernel.ndim == 3:
             _quantise_pixels(image, integers)
             sums = _convolve_quantised_image(integers, kernel, units, *window, product)
+            _rectify_by_registers(product, sums, *self.stem.norm, False, maps[0])
         else:
             pixels: Any = np.ascontiguousarray(image)
             if image.dtype == np.uint8:
                 pixels = np.divide(pixels, np.float32(255.0), dtype=np.float32)
             sums = _convolve_image(pixels, kernel, units, *window, product)
-        _rectify(product, sums, *self.stem.norm, False, maps[0])
+            _rectify(product, sums, *self.stem.norm, False, maps[0])
 
     def _blocks(self, found: ImageMaps) -> Iterator[Callable[[], None]]:
         """What follows the stem, block by block."""
@@ -286,7 +287,8 @@ class FusedTrunk:
                 yield partial(block.apply, before, product, maps[level])
         for i in reversed(range(len(self.lateral))):
             level = self.first + i
-            yield partial(_join, maps[level], maps[level + 1], *self.lateral[i])
+            join = _join_by_registers if self.lateral[i][0].ndim == 3 else _join
+            yield partial(join, maps[level], maps[level + 1], *self.lateral[i])
             yield partial(self.decoder[i].apply, maps[level], product, maps[level])
 
 
@@ -646,13 +648,11 @@ def _add_sums(y, sums):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _add_sums_by_registers(y, sums):  # type: ignore[no-untyped-def]
-    """``_add_sums`` on CPUs that can multiply integers."""
-    first, second = np.zeros(y.shape[1], np.float32), np.zeros(y.shape[1], np.float32)
-    int16.add_sums(y, first, second)
-    for c in range(y.shape[1]):
-        sums[0, c] += first[c]
-        sums[1, c] += second[c]
+def _add_to(some, sums):  # type: ignore[no-untyped-def]
+    """Add (2, C) float32 to float64 ``sums``."""
+    for i in range(2):
+        for c in range(some.shape[1]):
+            sums[i, c] += some[i, c]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
@@ -825,11 +825,13 @@ def _convolve_quantised_image(image, kernel, units, side, stride, product):  # t
     rows = (image.shape[0] - 2) // stride
     columns, outputs = (image.shape[1] // 3 - 2) // stride, kernel.shape[1]
     y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
-    unit = np.float32(LEVEL_UNIT)
+    unit, of_row = np.float32(LEVEL_UNIT), np.empty((2, outputs), np.float32)
     for r in range(rows):
         some = y[r * columns : (r + 1) * columns]
         int16.convolve_row(image, r * stride, side, stride, unit, kernel, units, some)
-        _add_sums_by_registers(some, sums)
+        of_row[:] = 0.0
+        int16.add_sums(some, of_row[0], of_row[1])
+        _add_to(of_row, sums)
     return sums
 
 
@@ -844,9 +846,9 @@ def _convolve_quantised(x, taps, pointwise, units, halves, product):  # type: ig
     channels, outputs = x.shape[2], pointwise.shape[1]
     y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
     strip = max(1, min(rows, QUANTISED_STRIP // (columns * channels)))
-    part = int16.aligned(strip * columns * channels, np.float32).reshape(-1, channels)
-    numbers = int16.aligned(strip * columns * channels, np.int16).reshape(-1, channels)
-    sizes = int16.aligned(int16.LANES, np.float32)
+    part = int16.unset(strip * columns * channels, np.float32).reshape(-1, channels)
+    numbers = int16.unset(strip * columns * channels, np.int16).reshape(-1, channels)
+    sizes, of_strip = int16.unset(int16.LANES, np.float32), np.empty((2, outputs), np.float32)
     line = x.shape[1] * channels
     for begin in range(0, rows, strip):
         end = min(begin + strip, rows)
@@ -859,17 +861,17 @@ def _convolve_quantised(x, taps, pointwise, units, halves, product):  # type: ig
         unit = int16.quantise_up_to(sizes, *found)
         some = y[begin * columns : end * columns]
         int16.multiply(numbers[:pixels], unit, pointwise, units, some)
-        _add_sums_by_registers(some, sums)
+        of_strip[:] = 0.0
+        int16.add_sums(some, of_strip[0], of_strip[1])
+        _add_to(of_strip, sums)
     return sums
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _rectify(product, sums, gain, offset, groups, eps, adds, out):  # type: ignore[no-untyped-def]
-    """Write the rectified group norm of the product into a bordered map, or add it to the map."""
-    rows, columns, channels = out.shape[0] - 2, out.shape[1] - 2, out.shape[2]
-    tile = _tile(columns, channels)
-    width, size, count = tile * channels, channels // groups, channels // groups * rows * columns
-    affine = np.empty(2 * width, np.float32)  # slopes, then shifts
+def _norm(sums, gain, offset, groups, pixels, eps, slope, shift):  # type: ignore[no-untyped-def]
+    """Fill the slopes and shifts of the channels of a group norm from their ``sums``."""
+    size = len(gain) // groups
+    count = size * pixels
     for g in range(groups):
         first, second = 0.0, 0.0
         for c in range(g * size, (g + 1) * size):
@@ -878,9 +880,20 @@ def _rectify(product, sums, gain, offset, groups, eps, adds, out):  # type: igno
         mean = first / count
         inverse = 1.0 / np.sqrt(max(second / count - mean * mean, 0.0) + eps)
         for c in range(g * size, (g + 1) * size):
-            for t in range(tile):
-                affine[t * channels + c] = gain[c] * inverse
-                affine[width + t * channels + c] = offset[c] - mean * inverse * gain[c]
+            slope[c] = gain[c] * inverse
+            shift[c] = offset[c] - mean * inverse * gain[c]
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _rectify(product, sums, gain, offset, groups, eps, adds, out):  # type: ignore[no-untyped-def]
+    """Write the rectified group norm of the product into a bordered map, or add it to the map."""
+    rows, columns, channels = out.shape[0] - 2, out.shape[1] - 2, out.shape[2]
+    tile = _tile(columns, channels)
+    width = tile * channels
+    affine = np.empty(2 * width, np.float32)  # slopes, then shifts
+    _norm(sums, gain, offset, groups, rows * columns, eps, affine, affine[width:])
+    for t in range(channels, width):
+        affine[t], affine[width + t] = affine[t - channels], affine[width + t - channels]
     flat, line, at = out.reshape(-1), (columns + 2) * channels, 0
     for r in range(1, rows + 1):
         for left in range(channels, (columns + 1) * channels, width):
@@ -896,13 +909,26 @@ def _rectify_tile(y, at, affine, width, adds, out, to):  # type: ignore[no-untyp
         out[end + t] = out[end + t] + v if adds else v
 
 
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _rectify_by_registers(product, sums, gain, offset, groups, eps, adds, out):  # type: ignore[no-untyped-def]
+    """``_rectify`` on CPUs that can multiply integers."""
+    rows, columns, channels = out.shape[0] - 2, out.shape[1] - 2, out.shape[2]
+    slope, shift = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    _norm(sums, gain, offset, groups, rows * columns, eps, slope, shift)
+    y, flat = product[: rows * columns * channels].reshape(-1, channels), out.reshape(-1)
+    line = (columns + 2) * channels
+    for r in range(rows):
+        row = y[r * columns : (r + 1) * columns]
+        int16.rectify_row(row, slope, shift, adds, flat, (r + 1) * line + channels)
+
+
 @numba.njit(cache=CACHE, nogil=True)
 def _apply_quantised(  # type: ignore[no-untyped-def]
     x, taps, pointwise, units, halves, product, gain, offset, groups, eps, out
 ):
     """``FusedBlock.apply`` in integers, in one call: most of the time of small maps is calls."""
     sums = _convolve_quantised(x, taps, pointwise, units, halves, product)
-    _rectify(product, sums, gain, offset, groups, eps, not halves, out)
+    _rectify_by_registers(product, sums, gain, offset, groups, eps, not halves, out)
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
@@ -919,6 +945,18 @@ def _join(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
                     more = coarse[column, c] + bias[c]
                     target[2 * column + 1, c] += more
                     target[2 * column + 2, c] += more
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _join_by_registers(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
+    """``_join`` on CPUs that can multiply integers."""
+    rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, out.shape[2]
+    coarse = int16.unset(columns * channels, np.float32).reshape(-1, channels)
+    flat, line = out.reshape(-1), out.shape[1] * channels
+    for r in range(rows):
+        _multiply(x[r + 1, 1 : columns + 1], weight, units, coarse)
+        for i in range(1, 3):
+            int16.add_twice(coarse, bias, flat, (2 * r + i) * line + channels)
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -939,9 +977,10 @@ def _run_program(image, side, stride, table, floats, integers, eps, memory, layo
         out = _view_map(memory, layout, level)
         if kind == STEM:
             sums = _convolve_quantised_image(image, matrix, units, side, stride, product)
-            _rectify(product, sums, gain, offset, groups, eps[i], False, out)
+            _rectify_by_registers(product, sums, gain, offset, groups, eps[i], False, out)
         elif kind == JOIN:
-            _join(out, _view_map(memory, layout, level + 1), matrix, units, offset)
+            below = _view_map(memory, layout, level + 1)
+            _join_by_registers(out, below, matrix, units, offset)
         else:
             halves = kind == HALVING
             size = 16 if halves else 9

@@ -46,8 +46,10 @@ def test_zeros_are_zeros_in_any_unit() -> None:
 
 
 @needs_instructions
-@pytest.mark.parametrize("rows", [1, 5, 8, 9, 25, 64])
-@pytest.mark.parametrize(("inner", "columns"), [(2, 32), (48, 24), (192, 64), (64, 33), (6, 7)])
+@pytest.mark.parametrize("rows", [1, 5, 7, 8, 9, 14, 25, 64])
+@pytest.mark.parametrize(
+    ("inner", "columns"), [(2, 32), (48, 24), (192, 64), (64, 33), (6, 7), (96, 48), (24, 53)]
+)
 def test_a_product_is_that_of_the_rounded_factors(rows: int, inner: int, columns: int) -> None:
     rng = np.random.default_rng(rows)
     a = rng.normal(size=(rows, inner)).astype(np.float32)
@@ -126,6 +128,33 @@ def test_sums_of_channels_are_added(channels: int) -> None:
     int16.add_sums(y, first, second)
     np.testing.assert_allclose(first, 1.0 + y.sum(0), atol=1e-5)
     np.testing.assert_allclose(second, (y**2).sum(0), rtol=1e-5)
+
+
+@needs_instructions
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("channels", [7, 24, 64])
+def test_a_row_is_rectified_in_a_map(channels: int, *, adds: bool) -> None:
+    rng = np.random.default_rng(channels)
+    y = rng.normal(size=(5, channels)).astype(np.float32)
+    slope, shift = rng.normal(size=(2, channels)).astype(np.float32)
+    out = rng.normal(size=8 * channels).astype(np.float32)
+    expected = out.copy()
+    inner = expected[2 * channels : 7 * channels].reshape(5, channels)
+    inner[:] = np.maximum(y * slope + shift, 0.0) + (inner if adds else 0.0)
+    int16.rectify_row(y, slope, shift, adds, out, 2 * channels)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+@needs_instructions
+@pytest.mark.parametrize("channels", [7, 24, 64])
+def test_each_pixel_is_added_to_two(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    y, bias = rng.normal(size=(3, channels)).astype(np.float32), np.ones(channels, np.float32)
+    out = np.zeros(8 * channels, np.float32)
+    int16.add_twice(y, bias, out, channels)
+    pixels = out.reshape(8, channels)
+    np.testing.assert_array_equal(pixels[1:7], (y + 1.0).repeat(2, axis=0))
+    assert not pixels[[0, 7]].any()
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
