@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Separable, build_encoder
+from dff.face.numba_cache import CACHE
 
 DETECTOR_STRIDE = 8
 """Pixels of the photo for one cell of the output."""
@@ -116,19 +118,34 @@ def decode_cells(answer: Floats, least: float) -> DetectedCells:
 
     ``least``: log odds below which a cell is no face.
     """
-    heat = answer[..., 0]
-    height, width = heat.shape
-    bordered = np.full((height + 2, width + 2), -np.inf, heat.dtype)
-    bordered[1:-1, 1:-1] = heat
-    row, column = np.nonzero(heat >= least)  # few of them
-    around = [bordered[row + i, column + j] for i in range(3) for j in range(3)]
-    highest = heat[row, column] >= np.maximum.reduce(around)
-    row, column = row[highest], column[highest]
-    order = np.argsort(-heat[row, column], kind="stable")
-    row, column = row[order], column[order]
+    row, column = _find_peaks(answer, np.float32(least))
     values = answer[row, column].astype(np.float64)
     size = UNIT * np.exp(np.clip(values[:, 3:5], -4.0, 4.0))
     cell = np.stack([column, row], axis=1) + 0.5
     centre = DETECTOR_STRIDE * (cell + values[:, 1:3])
     box = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     return DetectedCells(values[:, 0], box, values[:, 5:].reshape(-1, 2, 3))
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _find_peaks(answer, least):  # type: ignore[no-untyped-def]
+    """(N,) rows and columns of the local maxima of (H, W, C) ``answer``, the best first.
+
+    Of its first channel, from ``least`` on; of equal ones the first comes first.
+    """
+    height, width = answer.shape[0], answer.shape[1]
+    places, falling, found = np.empty((height * width, 2), np.int64), np.empty(height * width), 0
+    for row in range(height):
+        for column in range(width):
+            one = answer[row, column, 0]
+            if not one >= least:
+                continue
+            highest = True
+            for r in range(max(row - 1, 0), min(row + 2, height)):
+                for c in range(max(column - 1, 0), min(column + 2, width)):
+                    highest &= one >= answer[r, c, 0]
+            if highest:
+                places[found, 0], places[found, 1], falling[found] = row, column, -one
+                found += 1
+    order = np.argsort(falling[:found], kind="mergesort")
+    return places[order, 0], places[order, 1]

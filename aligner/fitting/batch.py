@@ -70,9 +70,11 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
         return first
     # The parts of valid values are valid, so that no check runs again: fits map them all the time.
     out = object.__new__(kind)
-    own = vars(out)
+    own, tables = vars(out), [vars(value) for value in values]
     for name in names:
-        own[name] = _mapped(function, *[getattr(value, name) for value in values])
+        parts = [table[name] for table in tables]
+        # most fields are arrays: a call less for each of them
+        own[name] = function(*parts) if type(parts[0]) is np.ndarray else _mapped(function, *parts)
     return out
 
 

@@ -92,7 +92,7 @@ def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, pl
     crossing = np.empty(len(edges), np.int32)
     found = 0
     for e in range(len(edges)):
-        i, j = edges[e]
+        i, j = edges[e, 0], edges[e, 1]
         if (normal[i, 2] < 0.0) == (normal[j, 2] < 0.0):
             continue
         t, nx, ny = _turn(normal, i, j)
@@ -107,7 +107,8 @@ def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, pl
     used = min(found, len(share))
     order = np.argsort(crossing[:found] * GOLDEN % 1.0)
     for n in range(used):
-        i, j = edges[crossing[order[n]]]
+        e = crossing[order[n]]
+        i, j = edges[e, 0], edges[e, 1]
         t, nx, ny = _turn(normal, i, j)
         length = np.sqrt(nx * nx + ny * ny)
         vertices[n, 0], vertices[n, 1], share[n] = i, j, t

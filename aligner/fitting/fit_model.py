@@ -287,6 +287,15 @@ class FitModel:
         face = FaceState(scale, rotation, centre, np.zeros((len(boxes), len(self.modes))))
         return FitState.of(face, inverse_depth)
 
+    def mean_faces(self, poses: Sequence[FaceState], inverse_depth: float) -> FitState:
+        """The mean face in each of these poses of one face."""
+        scale, rotation, centre = (
+            np.concatenate([getattr(pose, name) for pose in poses])
+            for name in ("scale", "rotation", "centre")
+        )
+        face = FaceState(scale, rotation, centre, np.zeros((len(poses), len(self.modes))))
+        return FitState.of(face, inverse_depth)
+
     @cached_property
     def _frontal_boxes(self) -> dict[float, Box]:
         """Landmark boxes of the mean face, looking ahead at scale 1, by inverse depth so far."""

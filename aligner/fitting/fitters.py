@@ -18,11 +18,7 @@ from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces, frame_landmarks
 from dff.aligner.fitting.expressions import ExpressionCorrector, LearnedExpressionCorrector
 from dff.aligner.fitting.face_fit import FaceFit
-from dff.aligner.fitting.fit_model import (
-    FitState,
-    add_match_errors,
-    build_fit_model,
-)
+from dff.aligner.fitting.fit_model import FitState, add_match_errors, build_fit_model
 from dff.aligner.fitting.loop import is_last_pass
 from dff.aligner.fitting.observation import (
     MirroredObserver,
@@ -99,18 +95,18 @@ class DenseFitter:
     def begin(self, detections: Sequence[Detection]) -> FaceFit:
         """Start in the poses of the detections; without a pose, as the upright mean face."""
         fit_model, config = self.fit_model, self.config
+        poses = [detection.pose for detection in detections if detection.pose is not None]
+        if poses:
+            posed = fit_model.mean_faces(poses, config.inverse_depth)
+            turned = frame_faces(fit_model, posed, config.margin, config.crop)
+            if len(poses) == len(detections):
+                return FaceFit.begin(fit_model, posed, turned, config, detected=True)
         boxes = [detection.box for detection in detections]
         state = fit_model.state_in_boxes(boxes, config.inverse_depth)
         crops = frame_boxes(boxes, config.margin, config.crop)
-        for i, detection in enumerate(detections):
-            if detection.pose is not None:
-                mean_face = replace(
-                    detection.pose, coefficients=np.zeros((1, len(fit_model.modes)))
-                )
-                posed = FitState.of(mean_face, config.inverse_depth)
-                turned = frame_faces(fit_model, posed, config.margin, config.crop)
-                row = np.array([i])
-                state, crops = replace_rows(state, row, posed), replace_rows(crops, row, turned)
+        if poses:
+            rows = np.flatnonzero([detection.pose is not None for detection in detections])
+            state, crops = replace_rows(state, rows, posed), replace_rows(crops, rows, turned)
         return FaceFit.begin(fit_model, state, crops, config, detected=True)
 
     def resume(self, faces: Sequence[Alignment]) -> FaceFit:

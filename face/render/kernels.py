@@ -89,7 +89,8 @@ def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     for v in range(len(out)):
         length = np.sqrt(out[v, 0] ** 2 + out[v, 1] ** 2 + out[v, 2] ** 2)
         if length > 0:
-            out[v] /= length
+            for c in range(3):  # a row of its own would be counted
+                out[v, c] /= length
     return out
 
 
