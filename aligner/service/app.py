@@ -130,6 +130,8 @@ def create_app(
         version="1",
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
+        # to the address in the header Host, whoever wrote it
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service, app.state.services = service, services

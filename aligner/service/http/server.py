@@ -19,9 +19,16 @@ from dff.aligner.service.http.slow_readers import SocketProtocol
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
 
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """False for what uvicorn logs of refused web sockets whose answer has a body, as of a fault."""
-    return record.msg != "ASGI callable returned without completing handshake."
+# What uvicorn logs as a fault of the server: of refused web sockets whose answer has a body, and of
+# text in a message that is no text.
+CLIENTS_FAULTS = (
+    "ASGI callable returned without completing handshake.",
+    "Invalid UTF-8 sequence received from client.",
+)
+
+
+def _is_own_fault(record: logging.LogRecord) -> bool:
+    return record.msg not in CLIENTS_FAULTS
 
 
 class _Server(uvicorn.Server):
@@ -49,7 +56,7 @@ def make_server(
         read_seconds, read_rate = uploads.chunk_seconds, uploads.rate
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)  # the front logs these, too
+    logging.getLogger("uvicorn.error").addFilter(_is_own_fault)  # the front logs these, too
     return _Server(
         uvicorn.Config(
             app,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from dff.aligner.service.http.problems import KINDS
 
@@ -42,13 +43,19 @@ def docs() -> HTMLResponse:
 
 
 @router.get("/page/{name:path}")
-def file(name: str) -> FileResponse:
-    """A script, style sheet or picture of the pages."""
+def file(name: str, request: Request) -> Response:
+    """A script, style sheet or picture of the pages, whole."""
     if name not in FILES:
         raise HTTPException(404, f"the pages have no file {name!r}")
     # asked for each time, and answered with 304 while it is the same
-    headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache"}
-    return FileResponse(FILES[name], headers=headers)
+    headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "Accept-Ranges": "none"}
+    # Starlette takes thousands of ranges, and answers by text that it has none like that.
+    request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+    answer = FileResponse(FILES[name], headers=headers, stat_result=FILES[name].stat())
+    tag = answer.headers["etag"]
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={**headers, "ETag": tag})
+    return answer
 
 
 @router.get("/problems/{kind}")

@@ -234,6 +234,12 @@ def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
     assert wrong.json()["detail"] == "this path takes POST: /docs describes each path"
 
 
+def test_a_slash_too_many_is_no_redirection(client: TestClient) -> None:
+    for path in ("/v1/align/", "/healthz/"):
+        answer = client.post(path, headers={"Host": "example.org"}, follow_redirects=False)
+        assert problem_of(answer) == (404, "about:blank")
+
+
 def test_each_path_names_its_methods_to_others(client: TestClient) -> None:
     methods: dict[str, set[str]] = {"/metrics": {"GET"}, "/openapi.json": {"GET"}}
     for route in (route for module in ROUTES for route in module.router.routes):

@@ -66,6 +66,21 @@ def test_other_files_are_not_served(client: TestClient) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=0-9", "bytes=" + "0-0," * 2000 + "0-0"])
+def test_files_are_answered_whole(client: TestClient, asked: str) -> None:
+    answer = client.get("/page/sample.jpg", headers={"Range": asked})
+    assert answer.status_code == 200
+    assert answer.content == FILES["sample.jpg"].read_bytes()
+
+
+def test_a_file_that_is_the_same_is_not_sent_again(client: TestClient) -> None:
+    first = client.get("/page/style.css")
+    again = client.get("/page/style.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    other = client.get("/page/style.css", headers={"If-None-Match": '"other"'})
+    assert (other.status_code, other.content) == (200, first.content)
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of ``#rrggbb`` (WCAG 2.2)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.sync.client import connect
 
 from dff.aligner.align import Aligner
@@ -204,3 +206,18 @@ def test_a_real_client_is_served_by_uvicorn(oracle_aligner: Aligner, scene: Scen
         socket.send(encoded(scene.image))
         answer = json.loads(socket.recv(timeout=120))
     assert len(answer["faces"]) == 1
+
+
+def test_text_that_is_no_text_is_no_fault_of_the_server(
+    oracle_aligner: Aligner, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(oracle_aligner, limits=PATIENT)
+    with (
+        serving_with_uvicorn(app) as url,
+        connect(f"{url.replace('http', 'ws')}/v1/track", open_timeout=60) as socket,
+    ):
+        socket.send(b"\xff", text=True)
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=60)
+    assert socket.close_code == CloseCode.INVALID_DATA
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
