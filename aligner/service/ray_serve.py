@@ -39,7 +39,7 @@ from dff.aligner.service.http.front import (
     proxy_middleware,
 )
 from dff.aligner.service.http.limits import LIMITS
-from dff.aligner.service.http.server import ServerThread, make_server
+from dff.aligner.service.http.server import ServerThread, make_server, open_many_files
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.serve_imports import PRELOAD, hidden
 from dff.aligner.service.server_config import (
@@ -253,6 +253,7 @@ class ListeningDeployment(Replica):
 
     def __init__(self, config: ServiceConfig, front: FrontConfig, path: str) -> None:
         super().__init__(config, front)
+        open_many_files()
         print_access_log()
         self.taken = TakenListener(path)
         server = make_server(self.application, "", 0, front)

@@ -17,7 +17,7 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.garbage import exempt_objects
 from dff.aligner.service.http.access_log import print_access_log
-from dff.aligner.service.http.server import make_server
+from dff.aligner.service.http.server import make_server, open_many_files
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch
@@ -39,6 +39,7 @@ def serve_aligner_with_uvicorn(
 
     check_free(config.host, config.port)
     return_freed_memory()
+    open_many_files()
     use_threads(config.cpus)
     share_interpreter()
     print_access_log()

@@ -31,6 +31,27 @@ HTTP_2 = b"PRI * HTTP/2.0\r\n"  # how a connection begins that takes HTTP/2 for 
 WEBSOCKET_HEADERS, WEBSOCKET_HEADER = 100, 8000
 
 
+class IdleConnections:
+    """Connections that wait for a request, at most so many; others that have waited longer end."""
+
+    def __init__(self, most: int = UploadLimits.idle) -> None:
+        self._most = most
+        self._waiting: dict[TimedH11Protocol, None] = {}  # in the order in which they began
+
+    def add(self, connection: TimedH11Protocol) -> None:
+        """One that begins to wait."""
+        self.remove(connection)
+        self._waiting[connection] = None
+        if len(self._waiting) > self._most:
+            longest = next(iter(self._waiting))
+            self.remove(longest)
+            longest.transport.abort()
+
+    def remove(self, connection: TimedH11Protocol) -> None:
+        """One that waits no longer, or is closed."""
+        self._waiting.pop(connection, None)
+
+
 class TimedH11Protocol(EndsSlowReaders, H11Protocol):
     """One connection; status 408 when the headers of a request take too long.
 
@@ -40,6 +61,7 @@ class TimedH11Protocol(EndsSlowReaders, H11Protocol):
 
     header_seconds = HEADER_SECONDS
     prefix = ""  # of the service's paths, in the types of problems
+    idle = IdleConnections()
 
     _waiting: asyncio.TimerHandle | None = None
     _since: float | None = None  # when that began, seconds of the clock
@@ -73,11 +95,19 @@ class TimedH11Protocol(EndsSlowReaders, H11Protocol):
             self._ending.cancel()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """Wait for the next request, for some seconds, as long as few others do."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.idle.add(self)
+
     def _wait_for_headers(self) -> None:
+        self.idle.add(self)
         self._since = time.time()
         self._waiting = self.loop.call_later(self.header_seconds, self._refuse_slow_headers)
 
     def _stop_waiting(self) -> None:
+        self.idle.remove(self)
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = self._since = None

@@ -59,6 +59,9 @@ class UploadLimits:
     chunk_seconds: float = 10.0  # until the next bytes of a body arrive
     # After ``chunk_seconds`` a body must have arrived at this rate on average.
     rate: int = 16 << 10  # bytes a second
+    # Connections that wait for a request. When there are more, the one that has waited longest is
+    # ended: more than files that a process may open would leave none for health checks.
+    idle: int = 512
     # Uploads at a time. When there are more, the one that has been silent longest is ended.
     uploads: int = 512
     memory: int = 128 << 10  # bytes of one upload that are kept in memory; the rest lies on disk
@@ -70,6 +73,7 @@ class UploadLimits:
             self.header_seconds,
             self.chunk_seconds,
             self.rate,
+            self.idle,
             self.uploads,
             self.memory,
             self.stored,

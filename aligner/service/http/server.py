@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dff.aligner.service.http.front import FrontConfig
-from dff.aligner.service.http.http_parser import TimedH11Protocol
+from dff.aligner.service.http.http_parser import IdleConnections, TimedH11Protocol
 from dff.aligner.service.http.slow_readers import SocketProtocol
 
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
@@ -29,6 +30,15 @@ CLIENTS_FAULTS = (
 
 def _is_own_fault(record: logging.LogRecord) -> bool:
     return record.msg not in CLIENTS_FAULTS
+
+
+def open_many_files() -> None:
+    """Let this process open as many files and connections as it may; by default it is often 1,024.
+
+    The connections that a front accepts, and the uploads that lie on disk, may be more.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):
@@ -50,6 +60,7 @@ def make_server(
     class FrontProtocol(TimedH11Protocol):
         header_seconds = uploads.header_seconds
         prefix = front.root_path
+        idle = IdleConnections(uploads.idle)
         read_seconds, read_rate = uploads.chunk_seconds, uploads.rate
 
     class FrontSocket(SocketProtocol):

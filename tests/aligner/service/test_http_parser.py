@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ import uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 
 from dff.aligner.service.app import create_app
+from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.http_parser import use_timed_h11
+from dff.aligner.service.http.limits import UploadLimits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import multipart
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 H2C = {
     "Connection": "Upgrade, HTTP2-Settings",
@@ -69,6 +73,39 @@ def test_an_offer_of_http_2_is_left_unanswered(
 ) -> None:
     assert post_twice("127.0.0.1", server) == [200, 200]
     assert "upgrade" not in caplog.text
+
+
+def test_the_connection_that_has_waited_longest_ends_for_others(toy_model: MorphableModel) -> None:
+    """Whether it has sent nothing, a part of a request, or one that has been answered."""
+    front = FrontConfig(uploads=UploadLimits(idle=3))
+    app = create_app(KnownAligner(toy_model), front=front)
+    request = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    def is_open(connection: socket.socket) -> bool:
+        try:
+            connection.sendall(request)
+            return connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        except ConnectionError:
+            return False
+
+    with serving_with_uvicorn(app, front=front) as url, ExitStack() as connections:
+        host, _, port = url.removeprefix("http://").partition(":")
+
+        def connect(sent: bytes = b"") -> socket.socket:
+            connection = connections.enter_context(socket.create_connection((host, int(port))))
+            connection.settimeout(30)
+            connection.sendall(sent)
+            return connection
+
+        answered = connect()
+        assert is_open(answered)
+        silent, begun = connect(), connect(request[:20])
+        time.sleep(0.2)  # until the server knows them
+        assert is_open(connect())  # the fourth
+        assert not is_open(answered)
+        assert is_open(silent)
+        begun.sendall(request[20:])
+        assert begun.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
