@@ -356,7 +356,8 @@ class Aligner:
         """
         config = self.config
         likely = [one for one in detections if one.score >= config.centre_detector.sure]
-        if not likely or not isinstance(self.detector, StagedDetector):
+        refused = any(face.failed for face in faces)
+        if not (likely and refused) or not isinstance(self.detector, StagedDetector):
             return [*faces]
         out = list[Alignment]()
         for face in faces:
@@ -380,8 +381,8 @@ class Aligner:
 
         ``fits``: the detections and their fits. ``known``: the faces of the image so far.
         """
-        config = self.config.refit
-        if config is None or not isinstance(self.fitter, DenseFitter):
+        config, refused = self.config.refit, any(face.failed for _, face in fits)
+        if config is None or not refused or not isinstance(self.fitter, DenseFitter):
             return []
         places = [Box.around(face.landmarks_3d[:, :2]) for face in known]
         largest = max((box.size for box in places), default=0.0)

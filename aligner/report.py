@@ -16,6 +16,7 @@ from dff.aligner.alignment import (
     Pose,
 )
 from dff.aligner.confidence import FAILED_BELOW, Calibration, calibration_features
+from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.loop import Pass
@@ -154,7 +155,7 @@ class Reporter:
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
         model = self.fit_model.model
         fitted = self.fit_model.coefficients(state.coefficients[i])
-        coefficients = replace(fitted, expression=fitted.expression + expression)
+        coefficients = with_fields(fitted, expression=fitted.expression + expression)
         flat, deep = place_landmarks(
             model,
             self.landmark_offsets,

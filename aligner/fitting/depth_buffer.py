@@ -48,17 +48,10 @@ class DepthBuffer:
         """
         return np.asarray(_nearest_depth(self.triangle, self.faces, self.seen[:, 2]))
 
-    def behind(self, points: Floats, depth: Floats) -> Floats:
-        """(N,) metres by which (N, 3) points lie behind the surface in all four pixels around them.
-
-        Zero for points in front of it. ``depth`` (H, W) is that of the surface.
-        """
-        return np.asarray(_behind(points, self.low, self.scale, depth))
-
     def clear(self, points: Floats, *, clearance: int, occlusion: float) -> Bools:
         """(N,) whether no surface within ``clearance`` pixels is in front of (N, 3) points.
 
-        Stricter than ``behind``: points just beside a nearer surface are hidden too, as their
+        Stricter than ``depth_behind``: points just beside a nearer surface are hidden too, as their
         brightness is mixed with that of the surface. ``occlusion``: tolerance in metres.
         """
         far = self.seen[self.faces[np.maximum(self.triangle, 0)], 2].max(-1)
@@ -139,9 +132,10 @@ def farthest_around(depth, x, y):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _behind(points, low, scale, depth):  # type: ignore[no-untyped-def]
-    out = np.empty(len(points))
-    for n in range(len(points)):
-        x, y = (points[n, 0] - low[0]) * scale - 0.5, (points[n, 1] - low[1]) * scale - 0.5
-        out[n] = max(points[n, 2] - farthest_around(depth, x, y), 0.0)
-    return out
+def depth_behind(points, n, low, scale, depth):  # type: ignore[no-untyped-def]
+    """Metres by which one of (N, 3) points lies behind the surface in all four pixels around it.
+
+    Zero for a point in front of it. (H, W) ``depth`` of the surface in a ``DepthBuffer``.
+    """
+    x, y = (points[n, 0] - low[0]) * scale - 0.5, (points[n, 1] - low[1]) * scale - 0.5
+    return max(points[n, 2] - farthest_around(depth, x, y), 0.0)

@@ -468,12 +468,14 @@ def largest_cosines(
     vertices: Floats, faces: Ints, triangles: Ints, *, towards: float = 1.0
 ) -> Floats:
     """(N,) largest cosine between the z axis times ``towards`` and the normals of (N, T) rows."""
-    return np.asarray(_largest_cosines(vertices, faces, triangles, towards))
+    out = np.empty(len(triangles))
+    fill_largest_cosines(vertices, faces, triangles, towards, out)
+    return out
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _largest_cosines(vertices, faces, triangles, towards):  # type: ignore[no-untyped-def]
-    out = np.empty(len(triangles))
+def fill_largest_cosines(vertices, faces, triangles, towards, out):  # type: ignore[no-untyped-def]
+    """Fill (N,) ``out`` with what ``largest_cosines`` returns."""
     for n in range(len(triangles)):
         best = -1.0
         for f in triangles[n]:
@@ -485,7 +487,6 @@ def _largest_cosines(vertices, faces, triangles, towards):  # type: ignore[no-un
             length = max(np.sqrt(x * x + y * y + z * z), 1e-12)
             best = max(best, towards * z / length)
         out[n] = best
-    return out
 
 
 def _present(model: MorphableModel, regions: Sequence[str]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.fitting.batch import join_rows, with_fields
 from dff.aligner.fitting.contour import OccludingContour, trace_contour
-from dff.aligner.fitting.depth_buffer import DepthBuffer, turn_points
-from dff.aligner.fitting.fit_model import FitModel, FitState, largest_cosines
+from dff.aligner.fitting.depth_buffer import DepthBuffer, depth_behind, turn_points
+from dff.aligner.fitting.fit_model import FitModel, FitState, fill_largest_cosines
 from dff.face.arrays import Array, Float, Floats
+from dff.face.numba_cache import CACHE
 from dff.face.render.kernels import smooth_normals
 
 GRAZING = 0.1  # cosine to the camera on either side of which visibility falls from one to zero
@@ -72,16 +74,61 @@ def _visibility_of_face(
     buffer = DepthBuffer.of_front(turned, float(state.inverse_depth[0]), outer.faces, config.buffer)
     seen, depth = buffer.seen, buffer.nearest_depth()
     normal = smooth_normals(seen, outer.faces)
-    facing = largest_cosines(seen, outer.faces, outer.landmark_triangles, towards=-1.0)
-    hidden = buffer.behind(seen[outer.anchors], depth) > config.occlusion
-    contour = trace_contour(buffer, normal, outer.edges, depth, config)
-    return Visibility(
-        anchors=(~hidden * soft_facing(-normal[outer.anchors, 2]))[None],
-        facing=np.where(fit_model.in_crease, 1.0, facing)[None],
-        depth_behind=buffer.behind(seen[outer.landmarks], depth)[None],
-        contour=with_fields(
-            contour,
-            vertices=outer.vertex[contour.vertices],
-            px=contour.px * state.scale[0] + state.centre[0],
-        ),
+    anchors, facing, behind = np.empty((1, len(outer.anchors))), *np.empty((2, 1, 68))
+    _judge(
+        seen,
+        normal,
+        outer.faces,
+        depth,
+        buffer.low,
+        buffer.scale,
+        outer.anchors,
+        outer.landmarks,
+        outer.landmark_triangles,
+        fit_model.in_crease,
+        config.occlusion,
+        anchors[0],
+        facing[0],
+        behind[0],
     )
+    contour = trace_contour(buffer, normal, outer.edges, depth, config)
+    contour = with_fields(
+        contour,
+        vertices=outer.vertex[contour.vertices],
+        px=contour.px * state.scale[0] + state.centre[0],
+    )
+    return Visibility(anchors, facing, behind, contour)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _judge(  # type: ignore[no-untyped-def]
+    seen,
+    normal,
+    faces,
+    depth,
+    low,
+    scale,
+    anchors,
+    landmarks,
+    triangles,
+    in_crease,
+    occlusion,
+    visible,
+    facing,
+    behind,
+):
+    """Fill (A,) ``visible`` of the anchors, and (68,) ``facing`` and ``behind`` of the landmarks.
+
+    (V, 3) ``seen`` and unit ``normal`` of a mesh, whose nearest ``depth`` lies in pixels
+    ``scale * (xy - low)``; (68, T) ``triangles`` at the landmarks.
+    """
+    for n in range(len(anchors)):
+        v = anchors[n]
+        hidden = depth_behind(seen, v, low, scale, depth) > occlusion
+        soft = min(max((-normal[v, 2] + GRAZING) / (2 * GRAZING), 0.0), 1.0)
+        visible[n] = 0.0 if hidden else soft
+    fill_largest_cosines(seen, faces, triangles, -1.0, facing)
+    for n in range(len(landmarks)):
+        if in_crease[n]:
+            facing[n] = 1.0
+        behind[n] = depth_behind(seen, landmarks[n], low, scale, depth)

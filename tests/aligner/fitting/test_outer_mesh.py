@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.config import FitModelConfig, VisibilityConfig
-from dff.aligner.fitting.depth_buffer import DepthBuffer
+from dff.aligner.fitting.depth_buffer import DepthBuffer, depth_behind
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.geometry.transform import rotation_from_angles
@@ -47,7 +47,9 @@ def test_it_hides_what_the_whole_mesh_hides(fit_model: FitModel, yaw: float, pit
     faces = fit_model.model.faces
     buffer = DepthBuffer.of(turned, 1.0, faces, config.buffer)
     at = buffer.seen[fit_model.anchor_vertex]
-    hidden = buffer.behind(at, buffer.nearest_depth()) > config.occlusion
+    depth, place = buffer.nearest_depth(), (buffer.low, buffer.scale)
+    behind = np.array([depth_behind(at, n, *place, depth) for n in range(len(at))])
+    hidden = behind > config.occlusion
     facing = -smooth_normals(buffer.seen, faces)[fit_model.anchor_vertex, 2]
     turns = np.clip((facing + 0.1) / 0.2, 0.0, 1.0)
     assert 0.1 < hidden.mean() < 0.9
