@@ -256,12 +256,14 @@ def _measure_loop(
     return count / (time.monotonic() - began), (time.process_time() - cpu) / count
 
 
-def measure_load(url: str, photos: dict[str, bytes], clients: int, seconds: float) -> Rows:
+def measure_load(
+    url: str, photos: dict[str, bytes], clients: int, seconds: float, open_seconds: float
+) -> Rows:
     """Rows of the closed loop, and of the open loop at 70 % of its rate."""
     rows = []
     closed = closed_loop(url, photos, clients, seconds)
     rate = closed.statuses[200] / closed.lasted
-    opened = open_loop(url, photos, 0.7 * rate, seconds)
+    opened = open_loop(url, photos, 0.7 * rate, open_seconds)
     for name, outcomes in (("closed", closed), ("open, 70 %", opened)):
         statuses = ", ".join(f"{status}: {n}" for status, n in sorted(outcomes.statuses.items()))
         rows += [[name, kind, *outcomes.row(kind), statuses] for kind in SHARES]
@@ -302,6 +304,7 @@ def main() -> None:
     parser.add_argument("--pid", type=int, help="with --url: its process, for its memory")
     parser.add_argument("--ray", action="store_true", help="dff serve with Ray")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--open-seconds", type=float, help="of the open loop, if not the same")
     parser.add_argument("--clients", type=int, default=4, help="of the closed loop")
     parser.add_argument("--requests", type=int, default=20_000, help="of the memory's part")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -334,15 +337,16 @@ def measure_server(options: argparse.Namespace, photos: dict[str, bytes]) -> lis
         if "throughput" in options.only:
             tables.append(measure_throughput(url, server, photos["small"], options.seconds))
         if "load" in options.only:
-            tables.append(measure_load(url, photos, options.clients, options.seconds))
+            open_seconds = options.open_seconds or options.seconds
+            part = (options.clients, options.seconds, open_seconds)
+            tables.append(measure_load(url, photos, *part))
         if "waits" in options.only:
             rows = measure_waits(url, photos, options.seconds)
             tables.append(("Small photos beside others", WAITS_HEADER, rows))
         if "attacks" in options.only:
             tables.append(measure_attacks(url, photos, options.seconds, server))
         if "endurance" in options.only and server:
-            part = (url, photos, options.clients, options.seconds, server)
-            tables.append(measure_endurance(*part))
+            tables.append(measure_endurance(url, photos, options.clients, options.seconds, server))
         if server:
             memory = server.memory_full_info()
             cells = [f"{memory.rss / MB:.0f}", f"{memory.pss / MB:.0f}"]

@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -74,7 +74,7 @@ def make_attacks(url: str, photos: dict[str, bytes]) -> dict[str, Attack]:
             url, b"GET / HTTP/1.1\r\n", 64, each_second=b"a"
         ),
         "64 clients, a byte of the body a second": connections(url, begun, 64, each_second=b"a"),
-        "400 idle connections": connections(url, b"", 400),
+        "1,500 idle connections": connections(url, b"", 1500),
         "8 clients with broken forms": again(partial(exchange, url, broken), 8),
         "8 clients that ask for HTTP/2": again(
             partial(exchange, url, _head(url, "GET /healthz", upgrade)), 8
@@ -115,7 +115,8 @@ def connections(url: str, data: bytes, count: int, *, each_second: bytes = b"") 
     with ExitStack() as stack:
         opened = [stack.enter_context(connect(url)) for _ in range(count)]
         for one in opened:
-            one.sendall(data)
+            with suppress(OSError):  # the server ended it
+                one.sendall(data)
 
         def trickle() -> None:
             while each_second and not end.wait(1.0):

@@ -197,6 +197,21 @@ def test_a_session_ends_in_silence_and_with_an_aligner_that_can_not_track(
         assert "can't track" in refusal(client, "/v1/track", {})["detail"]
 
 
+def test_a_session_keeps_the_weights_that_it_began_with(
+    oracle_aligner: Aligner, toy_model: MorphableModel, scene: Scene
+) -> None:
+    app = create_app(oracle_aligner, limits=PATIENT)
+    with TestClient(app) as client:
+        with client.websocket_connect("/v1/track") as socket:
+            answers: list[Any] = []
+            for _ in range(2):
+                socket.send_bytes(encoded(scene.image))
+                answers.append(socket.receive_json())
+                app.state.service.replace_aligner(KnownAligner(toy_model))
+        assert [[face["track"] for face in answer["faces"]] for answer in answers] == [[0], [0]]
+        assert "can't track" in refusal(client, "/v1/track", {})["detail"]
+
+
 def test_a_real_client_is_served_by_uvicorn(oracle_aligner: Aligner, scene: Scene) -> None:
     app = create_app(oracle_aligner, limits=PATIENT)
     with (
