@@ -50,7 +50,7 @@ from dff.aligner.found_faces import FoundFaces, accept_faces
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.person_photos import PersonAligner
 from dff.aligner.report import Reporter, SteppedFaces
-from dff.aligner.second_attempts import find_surest, start_in_middle, start_turned
+from dff.aligner.second_attempts import OtherStarts, find_surest, start_in_middle
 from dff.face.arrays import Array, Bool, Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.fused_network import FusedDetectorNet
@@ -199,7 +199,7 @@ class Aligner:
     def without_turned_starts(self) -> Self:
         """The same aligner, which begins with upright faces in given boxes only."""
         other = copy(self)
-        other.config = replace(self.config, turned_starts=())
+        other.config = replace(self.config, turned_starts=None)
         return other
 
     def prepare(self) -> None:
@@ -333,10 +333,11 @@ class Aligner:
                 beside_sure=[sure[i] for i, _ in chunk],
             )
             found = [*(answer or ())]
-            failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
-            again = yield from self._attempt_again(images, [chunk[k] for k in failed], step)
-            for k, second in zip(failed, again, strict=True):
-                found[k] = found[k] if second is None else second
+            known = [k for k, (i, _) in enumerate(chunk) if given[i]]
+            upright = [found[k] for k in known]
+            again = yield from self._attempt_again(images, [chunk[k] for k in known], upright, step)
+            for k, face in zip(known, again, strict=True):
+                found[k] = face
             for (i, detection), alignment in zip(chunk, found, strict=True):
                 out[i].append((detection, alignment))
         return out
@@ -529,27 +530,63 @@ class Aligner:
         return find_turned_faces(self.detector, image, longest=self.config.detector.longest)
 
     def _attempt_again(
-        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], step: int
-    ) -> Steps[list[Alignment | None]]:
-        """Faces of given boxes, by number of their image, from other starts; None: all failed.
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        upright: Sequence[Alignment],
+        step: int,
+    ) -> Steps[list[Alignment]]:
+        """The surest alignments of faces in given boxes, by number of their image.
 
-        First from the middles of the boxes, which may hold parts of other faces beside them, then
-        from faces that lie on their sides or upside down. Asks for ``step`` of them at a time.
+        ``upright``: those from upright starts in the boxes. Where they are in doubt, other starts
+        are looked at, and the promising ones fitted, ``step`` of them at a time.
         """
-        config = self.config
-        middle = [[start_in_middle(given.box, config.second_attempt)] for _, given in faces]
-        out = yield from self._align_starts(images, faces, middle, step)
-        left = [k for k, face in enumerate(out) if face is None]
-        turned = [
-            start_turned(
-                self.fit_model, faces[k][1].box, config.turned_starts, config.inverse_depth
-            )
-            for k in left
-        ]
-        found = yield from self._align_starts(images, [faces[k] for k in left], turned, step)
-        for k, face in zip(left, found, strict=True):
-            out[k] = face
+        others = {
+            k: some
+            for k, ((_, given), face) in enumerate(zip(faces, upright, strict=True))
+            if (some := OtherStarts.of(face, given.box, self.fit_model, self.config)) is not None
+        }
+        doubted = [faces[k] for k in others]
+        promising = yield from self._choose_starts(images, doubted, [*others.values()], step)
+        found = yield from self._align_starts(images, doubted, promising, step)
+        out = [*upright]
+        for k, other in zip(others, found, strict=True):
+            before = upright[k]
+            if other is not None and (
+                before.failed or other.face_confidence > before.face_confidence
+            ):
+                out[k] = other
         return out
+
+    def _choose_starts(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        others: Sequence[OtherStarts],
+        step: int,
+    ) -> Steps[list[list[Detection]]]:
+        """The starts from which one pass in a small crop is confident enough, of each face.
+
+        All starts where other fitters than dense ones are used, or turned ones are not.
+        """
+        config = self.config.turned_starts
+        if config is None or not isinstance(self.fitter, DenseFitter):
+            return [other.starts for other in others]
+        fitter = self.fitter.with_crop(self.config.crop_side(config.crop))
+        reporter = self.reporter(fitter.fit_model)
+        wanted = [
+            (images[i], start)
+            for (i, _), other in zip(faces, others, strict=True)
+            for start in other.starts
+        ]
+        confidence = list[float]()
+        for begin in range(0, len(wanted), step):
+            some, starts = zip(*wanted[begin : begin + step], strict=True)
+            seen = yield from fitter.step(0, some, fitter.begin(starts))
+            yield None
+            confidence += reporter.face_confidence(seen).tolist()
+        rest = iter(confidence)
+        return [[start for start in other.starts if next(rest) >= other.least] for other in others]
 
     def _align_starts(
         self,
@@ -558,7 +595,7 @@ class Aligner:
         starts: Sequence[Sequence[Detection]],
         step: int,
     ) -> Steps[list[Alignment | None]]:
-        """The surest fit of each of ``faces`` from its ``starts``, as ``_attempt_again``."""
+        """The surest fit of each of ``faces`` from its ``starts``; None: all failed."""
         wanted = [(face, start) for face, some in zip(faces, starts, strict=True) for start in some]
         found: list[Alignment] = []
         for begin in range(0, len(wanted), step):

@@ -373,6 +373,34 @@ class FollowingConfig:
 
 
 @dataclass(frozen=True)
+class TurnedStartsConfig:
+    """How a face in a given box is sought that lies on its side or upside down.
+
+    One pass from each start in a small crop tells from which starts it is fitted. Raises ValueError
+    without a turn.
+    """
+
+    # degrees in the image plane by which the starts are turned; by the slight ones only where the
+    # upright crop shows something of a face
+    degrees: tuple[float, ...] = (90.0, -90.0, 180.0)
+    slight: tuple[float, ...] = (45.0, -45.0)
+    # side of the small crops over ``AlignConfig.crop``, in whole multiples of 32 pixels
+    crop: float = 0.75
+    # confidence after that pass from which a face is fitted whose upright fit failed, and share of
+    # the surest start's
+    least: float = 0.02
+    least_share: float = 0.1
+    # confidence below which an upright fit that did not fail may lie upside down on the face; it is
+    # looked at once, half a turn away, and fitted from that where the look is as confident as this
+    doubtful: float = 0.75
+    least_instead: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.degrees or self.crop <= 0:
+            raise ValueError(f"TurnedStartsConfig wants a turn and a crop: {self}")
+
+
+@dataclass(frozen=True)
 class RefitConfig:
     """How a likely face is fitted again whose fit was rejected.
 
@@ -431,8 +459,7 @@ class AlignConfig:
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
-    # degrees in the image plane by which the start of a face that fails then, too, is turned
-    turned_starts: tuple[float, ...] = (45.0, -45.0, 90.0, -90.0, 180.0)
+    turned_starts: TurnedStartsConfig | None = field(default_factory=TurnedStartsConfig)
     refit: RefitConfig | None = field(default_factory=RefitConfig)
     # overlap (intersection over union) of a refused fit with a confident detection of the quick
     # search from which that is a second opinion on it

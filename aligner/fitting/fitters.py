@@ -84,10 +84,11 @@ class DenseFitter:
     def at_crops(self) -> tuple[DenseFitter, ...]:
         """The fitters of ``AlignConfig.averaged_crops``."""
         return tuple(
-            self._with_crop(self.config.crop_side(share)) for share in self.config.averaged_crops
+            self.with_crop(self.config.crop_side(share)) for share in self.config.averaged_crops
         )
 
-    def _with_crop(self, side: int) -> DenseFitter:
+    def with_crop(self, side: int) -> DenseFitter:
+        """The same fitter of single crops of ``side`` pixels."""
         other = copy(self)
         other.config = replace(self.config, crop=side, averaged_crops=())
         return other

@@ -1,4 +1,4 @@
-"""Faces of given boxes whose fit from an upright face failed."""
+"""Faces of given boxes whose fit from an upright face failed or is doubtful."""
 
 from dataclasses import replace
 
@@ -6,14 +6,24 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment
+from dff.aligner.alignment import Alignment, CalibrationFeatures
+from dff.aligner.confidence import FACE, LANDMARK
+from dff.aligner.config import AlignConfig, TurnedStartsConfig
+from dff.aligner.detection import Detection
 from dff.aligner.face_request import FaceRequest
+from dff.aligner.fitting.change import turns_about_z
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.load import load_aligner
-from dff.aligner.second_attempts import find_surest, start_in_middle, start_turned
+from dff.aligner.second_attempts import (
+    OtherStarts,
+    find_surest,
+    start_in_middle,
+    start_turned,
+)
 from dff.aligner.service.routes.pages import FILES as PAGE_FILES
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import Rigid
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.infra.photos.images import read_image
@@ -65,6 +75,67 @@ def test_the_surest_face_of_a_box_is_found(open_head: MorphableModel) -> None:
     assert find_surest(faces[2:], box) is None
 
 
+def upright_fit(
+    model: MorphableModel, box: Box, confidence: float, *, lost: bool = False
+) -> Alignment:
+    """An upright fit in a box, which failed below a confidence of a half."""
+    features = np.zeros(len(FACE)), np.zeros((68, len(LANDMARK))), np.array(lost)
+    return replace(
+        known_alignment(model, box),
+        face_confidence=confidence,
+        failed=confidence < 0.5,
+        features=CalibrationFeatures(*features),
+    )
+
+
+def test_only_fits_in_doubt_have_other_starts(shipped: Aligner, open_head: MorphableModel) -> None:
+    box, config, turns = Box(10.0, 10.0, 110.0, 110.0), shipped.config, TurnedStartsConfig()
+
+    def others(face: Alignment, config: AlignConfig = config) -> OtherStarts | None:
+        return OtherStarts.of(face, box, shipped.fit_model, config)
+
+    failed = others(upright_fit(open_head, box, 0.2))
+    assert failed is not None
+    assert failed.starts[0].box == start_in_middle(box, config.second_attempt).box
+    assert len(failed.starts) == 1 + len(turns.slight) + len(turns.degrees)
+    lost = others(upright_fit(open_head, box, 0.0, lost=True))
+    assert lost is not None
+    assert len(lost.starts) == len(turns.degrees)  # neither in the middle, nor nearly upright
+    assert others(upright_fit(open_head, box, 0.76)) is None
+    upright_only = shipped.without_turned_starts().config
+    middle = others(upright_fit(open_head, box, 0.2), upright_only)
+    assert middle is not None
+    assert len(middle.starts) == 1
+    assert others(upright_fit(open_head, box, 0.6), upright_only) is None
+    with pytest.raises(ValueError, match="wants a turn"):
+        TurnedStartsConfig(degrees=())
+
+
+@pytest.mark.parametrize("roll", [0.0, 50.0, -120.0])
+def test_the_other_start_of_a_doubtful_fit_is_half_a_turn_away(
+    shipped: Aligner, open_head: MorphableModel, roll: float
+) -> None:
+    box = Box(10.0, 10.0, 110.0, 110.0)
+    upright = upright_fit(open_head, box, 0.7)
+    turned = turns_about_z(np.radians([roll]))[0] @ upright.cam_from_head.rotation
+    face = replace(upright, cam_from_head=Rigid(turned, upright.cam_from_head.translation))
+    other = OtherStarts.of(face, box, shipped.fit_model, shipped.config)
+    assert other is not None
+    (start,) = other.starts
+    assert start.pose is not None
+    np.testing.assert_allclose(start.pose.rotation[0, :2, 1], -turned[:2, 1], atol=1e-9)
+    assert other.choose([0.29]) == []
+    assert other.choose([0.31]) == [start]
+
+
+def test_starts_are_fitted_that_are_about_as_sure_as_the_surest() -> None:
+    starts = [Detection(Box(0.0, 0.0, 9.0, 9.0 + i)) for i in range(4)]
+    other = OtherStarts(starts, least=0.02, least_share=0.1)
+    assert other.choose([0.0, 0.5, 0.06, 0.04]) == starts[1:3]
+    assert other.choose([0.0, 0.03, 0.01, 0.0]) == starts[1:2]
+    assert other.choose([0.01, 0.01, 0.01, 0.0]) == []
+
+
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_a_face_on_its_side_is_aligned_in_its_box(
     shipped: Aligner, photo: tuple[Bytes, Alignment], quarters: int
@@ -85,14 +156,41 @@ def test_a_face_on_its_side_is_aligned_in_its_box(
         assert upright.failed, "the turned starts are not needed, so this test shows nothing"
 
 
-def test_turned_starts_are_asked_for_in_steps(
+def test_boxes_without_a_face_are_looked_at_in_steps(
     shipped: Aligner, photo: tuple[Bytes, Alignment]
 ) -> None:
-    """So that a request of many boxes without a face does not hold others."""
+    """So that a request of many such boxes does not hold others, nor takes much longer."""
     image, _ = photo
     plain = np.full_like(image, 128)
     boxes = [Box(10.0 * i, 10.0, 10.0 * i + 60.0, 70.0) for i in range(5)]
     steps = shipped.align_in_steps([plain], [boxes], faces=4)
+    asked, pauses, answer = [], 0, None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration as end:
+            (found,) = end.value
+            break
+        answer = None
+        if request is None:
+            pauses += 1
+            continue
+        assert isinstance(request, FaceRequest)
+        asked.append((len(request.detections), request.left))
+        answer = shipped.align_requests([request])[0]
+    assert all(face.failed for face in found)
+    assert [face.box for face in found] == boxes
+    assert asked == [(4, 1), (1, 0)]  # upright only: no other start promises a face
+    assert pauses >= len(boxes) * len(TurnedStartsConfig().degrees)  # one for each small crop
+
+
+def test_promising_starts_are_fitted_in_steps(
+    shipped: Aligner, photo: tuple[Bytes, Alignment]
+) -> None:
+    image, face = photo
+    upside_down = np.ascontiguousarray(np.rot90(image, 2))
+    points = [image.shape[1], image.shape[0]] - face.landmarks_3d[:, :2]
+    steps = shipped.align_in_steps([upside_down], [[Box.around(points)] * 3], faces=2)
     asked, answer = [], None
     while True:
         try:
@@ -100,11 +198,40 @@ def test_turned_starts_are_asked_for_in_steps(
         except StopIteration as end:
             (found,) = end.value
             break
-        assert isinstance(request, FaceRequest)
-        asked.append((len(request.detections), request.left))
-        answer = shipped.align_requests([request])[0]
-    assert all(face.failed for face in found)
-    assert [face.box for face in found] == boxes
-    assert max(count for count, _ in asked) <= 4
-    assert sum(count for count, _ in asked) == len(boxes) * (2 + len(shipped.config.turned_starts))
-    assert min(left for _, left in asked) == 0
+        answer = None if request is None else shipped.align_requests([request])[0]
+        if request is not None:
+            asked.append(len(request.detections))
+    assert max(asked) <= 2
+    assert sum(asked) > 3
+    assert all(nme_box(one.landmarks_3d[:, :2], points) < 0.03 for one in found)
+
+
+def test_a_surer_turned_fit_replaces_a_doubtful_upright_one(
+    shipped: Aligner, photo: tuple[Bytes, Alignment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upright fit on an upside-down face, which the aligner would trust."""
+    image, face = photo
+    upside_down = np.ascontiguousarray(np.rot90(image, 2))
+    points = [image.shape[1], image.shape[0]] - face.landmarks_3d[:, :2]
+    box, align = Box.around(points), shipped.align_requests
+
+    def trusting(requests: list[FaceRequest]) -> list[list[Alignment]]:
+        """Trusts upright fits as far as ``confidence``."""
+        return [
+            [
+                one
+                if start.pose is not None
+                else replace(one, failed=False, reason="", face_confidence=confidence)
+                for start, one in zip(request.detections, some, strict=True)
+            ]
+            for request, some in zip(requests, align(requests), strict=True)
+        ]
+
+    monkeypatch.setattr(shipped, "align_requests", trusting)
+    confidence = 0.9
+    (kept,) = shipped.align(upside_down, [box])
+    assert nme_box(kept.landmarks_3d[:, :2], points) > 0.2
+    confidence = 0.7
+    (mended,) = shipped.align(upside_down, [box])
+    assert nme_box(mended.landmarks_3d[:, :2], points) < 0.03
+    assert (mended.box, mended.face_confidence > 0.9) == (box, True)
