@@ -185,9 +185,9 @@ class Matcher:
     def _find_faces(
         self, image: Bytes, box: Box | None, photo: str, faces: int
     ) -> Steps[list[Alignment]]:
-        """The faces of a photo, the largest first. Raises NoFace, which names the ``photo``.
+        """The faces of a photo, by the size of their part within it, the largest first.
 
-        In steps, as ``Aligner.align_in_steps``.
+        In steps, as ``Aligner.align_in_steps``. Raises NoFace, which names the ``photo``.
         """
         boxes = None if box is None else [[box]]
         (found,) = yield from self.aligner.align_in_steps([image], boxes, faces=faces)
@@ -196,7 +196,9 @@ class Matcher:
             if found:
                 raise NoFace(f"no face found in {photo} in its box: {found[0].reason}")
             raise NoFace(describe_missing_face(found, photo))
-        return sorted(good, key=lambda face: -Box.around(face.landmarks_3d[:, :2]).size)
+        seen = [np.clip(face.landmarks_3d[:, :2], 0, image.shape[1::-1]) for face in good]
+        areas = np.array([np.ptp(points, axis=0).prod() for points in seen])
+        return [good[i] for i in np.argsort(-areas, kind="stable")]
 
     def describe_largest_in_steps(
         self, image: Bytes, box: Box | None = None, *, faces: int

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.detection import search_to_end
 from dff.aligner.matching.draw import draw_heat_map, draw_point_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Found, Matcher, Query
 from dff.aligner.matching.result import PointMatches
@@ -189,6 +193,30 @@ def test_a_single_point_off_the_face_is_drawn(matcher: Matcher, scenes: list[Sce
     first, second = scenes[0].image, scenes[1].image
     drawn = draw_point_matches(first, second, matcher.match(first, [CORNER], second))
     assert drawn.shape[0] == 900
+
+
+def test_a_face_beyond_the_border_is_as_large_as_its_part_within_the_photo(
+    matcher: Matcher, scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, box = scenes[0].image, scenes[0].box
+    (whole,) = matcher.aligner.align(image, [box])
+    points = whole.landmarks_3d.copy()
+    points[:, :2] *= 1.2
+    inside = replace(whole, landmarks_3d=points)  # 1.2 times as large
+    points = points.copy()
+    points[:, 0] += image.shape[1] - points[:, 0].mean()
+    cut_off = replace(whole, landmarks_3d=points)  # half of it is beyond the right border
+
+    def chosen(*faces: Alignment) -> Alignment:
+        def find(*_: object, **__: object) -> Generator[None, None, list[list[Alignment]]]:
+            return [list(faces)]
+            yield
+
+        monkeypatch.setattr(Aligner, "align_in_steps", find)
+        return search_to_end(matcher.describe_largest_in_steps(image, faces=8)).alignment
+
+    assert chosen(whole, inside) is inside
+    assert chosen(cut_off, whole) is whole
 
 
 def test_what_cannot_be_matched_is_named(matcher: Matcher, scenes: list[Scene]) -> None:
