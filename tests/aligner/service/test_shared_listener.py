@@ -105,7 +105,7 @@ def test_waiting_requests_are_answered_when_the_listener_is_closed(
     wait_for_gap(url)
     with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=url, timeout=60) as client:
         waiting = threads.submit(client.get, "/v1/models")
-        time.sleep(0.2)
+        time.sleep(1.0)  # the request has arrived
         listener.close()
         assert waiting.result(60).json()["type"] == "/problems/not-ready"
 
