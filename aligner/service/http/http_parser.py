@@ -8,7 +8,8 @@ import sys
 import time
 import uuid
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import h11
 from starlette.datastructures import Headers
@@ -27,8 +28,54 @@ HEADER_SECONDS = UploadLimits.header_seconds
 LINGER = 1.0  # seconds for which a refused connection is still read
 REFUSED = "refused"  # in a scope's state: status and bytes of the answer that is given here
 HTTP_2 = b"PRI * HTTP/2.0\r\n"  # how a connection begins that takes HTTP/2 for granted
+HEADER_BYTES = 64 << 10  # of a request's line and headers, at most
 # of the headers of a WebSocket handshake, and bytes of one, at most
 WEBSOCKET_HEADERS, WEBSOCKET_HEADER = 100, 8000
+
+
+class StrictConnection(h11.Connection):
+    """The parser of one connection: refuses long headers, and bodies of two lengths.
+
+    h11 alone limits only what comes in several packets. A ``Content-Length`` beside a
+    ``Transfer-Encoding`` may hide a second request from a proxy (RFC 9112, section 6.3).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=HEADER_BYTES)
+
+    def next_event(self) -> Any:
+        """As h11's, with a path as the target of each request."""
+        event = super().next_event()
+        if not isinstance(event, h11.Request):
+            return event
+        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+        if size > HEADER_BYTES:
+            too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise h11.RemoteProtocolError("long headers", error_status_hint=too_large)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+            raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        return _take_origin(event)
+
+
+def _take_origin(request: h11.Request) -> h11.Request:
+    """A request whose target is an address, as for proxies, with its path alone (RFC 9112, 3.2.2).
+
+    The host of the address stands for that of the headers.
+    """
+    if not request.target.lower().startswith((b"http://", b"https://")):
+        return request
+    try:
+        address = urlsplit(request.target.decode("ascii"))
+    except ValueError as error:
+        raise h11.RemoteProtocolError("its target is no address") from error
+    target = (address.path or "/") + (f"?{address.query}" if address.query else "")
+    host = address.netloc.encode()
+    return h11.Request(
+        method=request.method,
+        target=target.encode(),
+        headers=[(name, host if name == b"host" else value) for name, value in request.headers],
+        http_version=request.http_version,
+    )
 
 
 class IdleConnections:
@@ -66,6 +113,10 @@ class TimedH11Protocol(EndsSlowReaders, H11Protocol):
     _waiting: asyncio.TimerHandle | None = None
     _since: float | None = None  # when that began, seconds of the clock
     _ending: asyncio.TimerHandle | None = None  # of a connection that is refused
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = StrictConnection()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""

@@ -116,8 +116,25 @@ def test_the_connection_that_has_waited_longest_ends_for_others(toy_model: Morph
         ("GET / HTTP/1.1\r\n: a", 400, "bad-http"),
         ("PRI * HTTP/2.0\r\n\r\nSM", 400, "bad-http"),
         (f"GET / HTTP/1.1\r\nHost: a\r\nX: {200_000 * 'a'}", 431, "headers-too-large"),
+        (f"GET / HTTP/1.1\r\nHost: a\r\nX: {66_000 * 'a'}", 431, "headers-too-large"),
+        (
+            "POST /v1/align HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n0",
+            400,
+            "bad-http",
+        ),
+        ("GET http://[a/ HTTP/1.1\r\nHost: a", 400, "bad-http"),
     ],
-    ids=["content-length", "no-request", "header-without-name", "http-2", "long-header"],
+    ids=[
+        "content-length",
+        "no-request",
+        "header-without-name",
+        "http-2",
+        "long-header",
+        "header-that-comes-at-once",
+        "two-lengths",
+        "target-that-is-no-address",
+    ],
 )
 def test_what_is_no_http_is_answered_by_problem_details(
     server: int, head: str, status: int, kind: str, caplog: pytest.LogCaptureFixture
@@ -139,6 +156,18 @@ def test_what_is_no_http_is_answered_by_problem_details(
     assert line["request_id"] == problem["request_id"]
     assert (line["status"], line["sent"]) == (status, len(body))
     assert read_refusals(server, status) == before + 1
+
+
+@pytest.mark.parametrize("target", ["/healthz", "http://b:1/healthz?x", "HTTPS://b/healthz"])
+def test_headers_of_many_packets_and_whole_addresses_are_taken(server: int, target: str) -> None:
+    head = f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    head += "".join(f"X-{number}: {'a' * 1000}\r\n" for number in range(60)) + "\r\n"
+    with socket.create_connection(("127.0.0.1", server), timeout=30) as connection:
+        for begin in range(0, len(head), 1400):
+            connection.sendall(head[begin : begin + 1400].encode())
+            time.sleep(0.002)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def read_refusals(server: int, status: int) -> float:
