@@ -11,6 +11,7 @@ factor is packed with the rows of a pair side by side (``pack_pairs``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 import llvmlite.binding
@@ -259,6 +260,19 @@ def filter_row(x, at, line, taps, halves, out, sizes):  # type: ignore[no-untype
             _filter(x_at, wide, step, taps_at, out_at, columns, sizes.ctypes.data)
 
 
+def _take_integers(count: int, generate: Callable[..., Any]) -> Any:
+    """A function for compiled code of ``count`` integers, whose code ``generate`` writes."""
+
+    def describe(typingctx: Any, *integers: Any) -> Any:
+        return types.void(*[types.intp] * count), generate
+
+    # numba would hand several to ``*integers`` as one tuple
+    names = ["typingctx", *(f"integer_{i}" for i in range(count))]
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    describe.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return intrinsic(describe)
+
+
 def _declare(builder: Any, name: str, kind: Any) -> Any:
     """The declaration of an LLVM intrinsic in the builder's module."""
     return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
@@ -407,19 +421,7 @@ def _sums(registers: int, *, part: bool = False) -> Any:
                 _store(builder, one, builder.add(base, place), lanes)
         return context.get_dummy_value()
 
-    if part:
-
-        def add_part(
-            typingctx: Any, y: Any, step: Any, rows: Any, first: Any, second: Any, count: Any
-        ) -> Any:
-            return types.void(*[types.intp] * 6), generate
-
-        return intrinsic(add_part)
-
-    def add(typingctx: Any, y: Any, step: Any, rows: Any, first: Any, second: Any) -> Any:
-        return types.void(*[types.intp] * 5), generate
-
-    return intrinsic(add)
+    return _take_integers(6 if part else 5, generate)
 
 
 @intrinsic
@@ -497,28 +499,7 @@ def _affine(*, adds: bool, part: bool = False) -> Any:
         _loop(builder, pixels, 1, [y, out], write)
         return context.get_dummy_value()
 
-    if part:
-
-        def rectify_part(
-            typingctx: Any,
-            y: Any,
-            step: Any,
-            pixels: Any,
-            slope: Any,
-            shift: Any,
-            out: Any,
-            count: Any,
-        ) -> Any:
-            return types.void(*[types.intp] * 7), generate
-
-        return intrinsic(rectify_part)
-
-    def rectify(
-        typingctx: Any, y: Any, step: Any, pixels: Any, slope: Any, shift: Any, out: Any
-    ) -> Any:
-        return types.void(*[types.intp] * 6), generate
-
-    return intrinsic(rectify)
+    return _take_integers(7 if part else 6, generate)
 
 
 def _double(*, part: bool = False) -> Any:
@@ -543,19 +524,7 @@ def _double(*, part: bool = False) -> Any:
         _loop(builder, pixels, 1, [y, out], write)
         return context.get_dummy_value()
 
-    if part:
-
-        def add_part(
-            typingctx: Any, y: Any, step: Any, pixels: Any, bias: Any, out: Any, count: Any
-        ) -> Any:
-            return types.void(*[types.intp] * 6), generate
-
-        return intrinsic(add_part)
-
-    def add(typingctx: Any, y: Any, step: Any, pixels: Any, bias: Any, out: Any) -> Any:
-        return types.void(*[types.intp] * 5), generate
-
-    return intrinsic(add)
+    return _take_integers(6 if part else 5, generate)
 
 
 def _tile(rows: int, lanes: tuple[int, ...] = (LANES, LANES)) -> Any:

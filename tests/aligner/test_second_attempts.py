@@ -10,7 +10,7 @@ from dff.aligner.alignment import Alignment, CalibrationFeatures
 from dff.aligner.confidence import FACE, LANDMARK
 from dff.aligner.config import AlignConfig, TurnedStartsConfig
 from dff.aligner.detection import Detection
-from dff.aligner.face_request import FaceRequest
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.change import turns_about_z
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.load import load_aligner
@@ -156,6 +156,25 @@ def test_a_face_on_its_side_is_aligned_in_its_box(
         assert upright.failed, "the turned starts are not needed, so this test shows nothing"
 
 
+def run_steps(
+    aligner: Aligner, steps: Steps[list[list[Alignment]]]
+) -> tuple[list[Alignment], list[FaceRequest], int]:
+    """The faces of the only image of ``steps``, what they asked for, and the number of pauses."""
+    requests, pauses, answer = list[FaceRequest](), 0, None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration as end:
+            (found,) = end.value
+            return found, requests, pauses
+        answer = None
+        if request is None:
+            pauses += 1
+        else:
+            requests.append(request)
+            (answer,) = aligner.align_requests([request])
+
+
 def test_boxes_without_a_face_are_looked_at_in_steps(
     shipped: Aligner, photo: tuple[Bytes, Alignment]
 ) -> None:
@@ -164,20 +183,8 @@ def test_boxes_without_a_face_are_looked_at_in_steps(
     plain = np.full_like(image, 128)
     boxes = [Box(10.0 * i, 10.0, 10.0 * i + 60.0, 70.0) for i in range(5)]
     steps = shipped.align_in_steps([plain], [boxes], faces=4)
-    asked, pauses, answer = [], 0, None
-    while True:
-        try:
-            request = steps.send(answer)
-        except StopIteration as end:
-            (found,) = end.value
-            break
-        answer = None
-        if request is None:
-            pauses += 1
-            continue
-        assert isinstance(request, FaceRequest)
-        asked.append((len(request.detections), request.left))
-        answer = shipped.align_requests([request])[0]
+    found, requests, pauses = run_steps(shipped, steps)
+    asked = [(len(request.detections), request.left) for request in requests]
     assert all(face.failed for face in found)
     assert [face.box for face in found] == boxes
     assert asked == [(4, 1), (1, 0)]  # upright only: no other start promises a face
@@ -191,16 +198,8 @@ def test_promising_starts_are_fitted_in_steps(
     upside_down = np.ascontiguousarray(np.rot90(image, 2))
     points = [image.shape[1], image.shape[0]] - face.landmarks_3d[:, :2]
     steps = shipped.align_in_steps([upside_down], [[Box.around(points)] * 3], faces=2)
-    asked, answer = [], None
-    while True:
-        try:
-            request = steps.send(answer)
-        except StopIteration as end:
-            (found,) = end.value
-            break
-        answer = None if request is None else shipped.align_requests([request])[0]
-        if request is not None:
-            asked.append(len(request.detections))
+    found, requests, _ = run_steps(shipped, steps)
+    asked = [len(request.detections) for request in requests]
     assert max(asked) <= 2
     assert sum(asked) > 3
     assert all(nme_box(one.landmarks_3d[:, :2], points) < 0.03 for one in found)
