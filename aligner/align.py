@@ -586,7 +586,7 @@ class Aligner:
             yield None
             confidence += reporter.face_confidence(seen).tolist()
         rest = iter(confidence)
-        return [[start for start in other.starts if next(rest) >= other.least] for other in others]
+        return [other.choose([next(rest) for _ in other.starts]) for other in others]
 
     def _align_starts(
         self,
