@@ -41,8 +41,12 @@ class Visibility:
         return np.asarray(soft_facing(self.facing) * (self.depth_behind <= occlusion))
 
 
-def soft_facing(cosine: Floats) -> Floats:
-    """0 where a surface turns away from the camera to 1 where it faces it, by its cosine."""
+@numba.njit(cache=CACHE, nogil=True)
+def soft_facing(cosine):  # type: ignore[no-untyped-def]
+    """0 where a surface turns away from the camera to 1 where it faces it.
+
+    ``cosine`` to the camera: one or an array.
+    """
     return np.minimum(np.maximum((cosine + GRAZING) / (2 * GRAZING), 0.0), 1.0)
 
 
@@ -125,8 +129,7 @@ def _judge(  # type: ignore[no-untyped-def]
     for n in range(len(anchors)):
         v = anchors[n]
         hidden = depth_behind(seen, v, low, scale, depth) > occlusion
-        soft = min(max((-normal[v, 2] + GRAZING) / (2 * GRAZING), 0.0), 1.0)
-        visible[n] = 0.0 if hidden else soft
+        visible[n] = 0.0 if hidden else soft_facing(-normal[v, 2])
     fill_largest_cosines(seen, faces, triangles, -1.0, facing)
     for n in range(len(landmarks)):
         if in_crease[n]:
