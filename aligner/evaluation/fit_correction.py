@@ -22,7 +22,6 @@ from dff.aligner.fitting.change import (
     apply_change,
     change_between,
     mirror_change,
-    mirrored_latents,
 )
 from dff.aligner.fitting.correction import prepare_features, read_landmark_descriptors
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
@@ -123,7 +122,6 @@ def measure_fits(
     """
     fitter = DenseFitter(aligner.net, aligner.anchors, aligner.model, aligner.config)
     recorder = fitter.corrector = _Recorder(fitter.fit_model, aligner.config.visibility)
-    mirror = mirrored_latents(fit_model)
     out: list[FitErrors] = []
     for row, person in fit_views(
         fitter,
@@ -142,7 +140,7 @@ def measure_fits(
             true = find_true_states(fit_model, [row], plain, config.true_states)
             change = change_between(plain, true, angle, fit_model.face_size(plain))
             if mirrored:
-                change = mirror_change(change, mirror)
+                change = mirror_change(change, fit_model.mirrored_latents)
             one = FitErrors(
                 seen,
                 visible,
@@ -173,10 +171,9 @@ def fit_correction(
     judged = part == 0
     if judged.all() or not judged.any():
         return None
-    mirror = mirrored_latents(fit_model)
 
     def error(change: Floats) -> float:
-        return _error(fit_model, errors, judged, change, mirror)
+        return _error(fit_model, errors, judged, change)
 
     maps = ridge(rows[~judged], change[~judged], config.penalties)
     left = [error(np.zeros((judged.sum(), change.shape[1])))]
@@ -190,14 +187,9 @@ def fit_correction(
     )
 
 
-def _error(
-    fit_model: FitModel, errors: FitErrors, which: Bools, change: Floats, mirror: Floats
-) -> float:
-    """Mean ``nme_box``, a fraction, of ``which`` fits after a predicted change.
-
-    ``mirror``: of ``mirrored_latents``.
-    """
-    turned = mirror_change(change, mirror)
+def _error(fit_model: FitModel, errors: FitErrors, which: Bools, change: Floats) -> float:
+    """Mean ``nme_box``, a fraction, of ``which`` fits after a predicted change."""
+    turned = mirror_change(change, fit_model.mirrored_latents)
     change = np.where(errors.mirrored[which][:, None], turned, change)
     state = errors.state[which]
     moved = apply_change(state, change, errors.angle[which], fit_model.face_size(state))

@@ -30,7 +30,6 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, Pose
 from dff.aligner.evaluation.benchmarks import Row, evaluate_300w, evaluate_aflw2000, measure_row
 from dff.aligner.fitting.batch import take_rows
-from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel, prior_sd
 from dff.aligner.landmark_placement import place_landmarks
 from dff.face.arrays import Array, Bools, Float, Floats, Ints
@@ -167,7 +166,7 @@ class BiasTerms:
         """The latent coefficients of the faces' shapes in ``fit_model``."""
         latent = np.stack([fit_model.latent(face.coefficients) for face in faces])
         shrinkage = np.full(latent.shape[1], config.shape)
-        return BiasTerms(latent, latent @ mirrored_latents(fit_model), shrinkage)
+        return BiasTerms(latent, latent @ fit_model.mirrored_latents, shrinkage)
 
     def beside(self, other: BiasTerms) -> BiasTerms:
         """These terms, then the ``other`` ones of the same faces."""
@@ -396,7 +395,7 @@ def fit_offsets_in_head(
     if not by_shape:
         return LandmarkOffsets(offset)
     by_latent = np.zeros((2, 68, 3, latent.shape[1]))
-    by_latent[1] = fit_responses(flat, offset[1], mirrored_latents(fit_model), config)
+    by_latent[1] = fit_responses(flat, offset[1], fit_model.mirrored_latents, config)
     by_latent[0, INNER] = by_latent[1, INNER]
     return LandmarkOffsets(offset, by_latent @ latent_from_coefficients(fit_model))
 

@@ -32,7 +32,6 @@ from dff.aligner.evaluation.landmark_offsets import (
     fit_landmarks_by_pose,
     latent_from_coefficients,
 )
-from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.landmark_sets import LandmarkSet, PointBias, load_landmark_sets, log_odds
 from dff.face.arrays import Array, Bytes, Float, Floats, Ints
@@ -254,7 +253,7 @@ def _mirror_bias(bias: Floats, mirror: Ints, fit_model: FitModel) -> Floats:
     """(P, TERMS + L, 2) metres by terms of pose and shape, as those of mirrored faces say."""
     other = bias[mirror] * OTHER_SIDE[:2]
     other[:, :TERMS] *= MIRRORED_TERMS[:, None]
-    other[:, TERMS:] = np.einsum("kl,plc->pkc", mirrored_latents(fit_model), other[:, TERMS:])
+    other[:, TERMS:] = np.einsum("kl,plc->pkc", fit_model.mirrored_latents, other[:, TERMS:])
     return other
 
 

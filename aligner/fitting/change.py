@@ -7,7 +7,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dff.aligner.fitting import kernels
-from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.fit_model import FitState
 from dff.face.arrays import Floats
 from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import POSE
@@ -76,23 +76,12 @@ def _turn_steps(steps, angle, face_size):  # type: ignore[no-untyped-def]
 
 
 def mirror_change(change: Floats, mirrored_latents: Floats) -> Floats:
-    """(B, 6 + P) the change of the mirrored faces in the mirrored crops."""
+    """(B, 6 + P) the change of the mirrored faces in the mirrored crops.
+
+    (P, P) ``mirrored_latents``: those of the fit model.
+    """
     pose, latent = change[:, :POSE], change[:, POSE:]
     return np.concatenate([pose * HEAD_MIRROR, latent @ mirrored_latents], axis=1)
-
-
-def mirrored_latents(fit_model: FitModel) -> Floats:
-    """(P, P) matrix: a face's latent row times it is nearest to that of the mirrored face.
-
-    Latent directions that don't move the mesh have zeros.
-    """
-    count = fit_model.moving_modes
-    basis = fit_model.mesh_basis[:count].reshape(count, -1, 3).astype(np.float64)
-    other = basis[:, fit_model.model.mirror] * np.array([-1.0, 1.0, 1.0])
-    flat, turned = basis.reshape(count, -1), other.reshape(count, -1)
-    out = np.zeros((len(fit_model.modes),) * 2)
-    out[:count, :count] = np.linalg.solve(flat @ flat.T, flat @ turned.T).T
-    return out
 
 
 def turns_about_z(angle: Floats) -> Floats:

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
-from dff.aligner.fitting.change import apply_change, mirror_change, mirrored_latents
+from dff.aligner.fitting.change import apply_change, mirror_change
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import Visibility
@@ -59,7 +59,6 @@ class LinearCorrector:
         # in single precision: it is read from memory for each face
         self.weight = np.ascontiguousarray(changes[:, :-1].T, np.float32)
         self.offset = changes[:, -1]
-        self.mirrored_latents = mirrored_latents(fit_model)
 
     def correct(
         self, observation: Observation, state: FitState, visibility: Visibility, *, mirrored: bool
@@ -67,7 +66,7 @@ class LinearCorrector:
         """As ``Corrector.correct``."""
         change = self.predict(observation, state, visibility, mirrored=mirrored)
         if mirrored:
-            change = mirror_change(change, self.mirrored_latents)
+            change = mirror_change(change, self.fit_model.mirrored_latents)
         size = self.fit_model.face_size(state)
         return apply_change(state, change, observation.crops.angle, size)
 

@@ -171,6 +171,20 @@ class FitModel:
         return int(moving[-1]) + 1 if len(moving) else 0
 
     @cached_property
+    def mirrored_latents(self) -> Floats:
+        """(P, P) matrix: a face's latent row times it is nearest to that of the mirrored face.
+
+        Latent directions that don't move the mesh have zeros.
+        """
+        count = self.moving_modes
+        basis = self.mesh_basis[:count].reshape(count, -1, 3).astype(np.float64)
+        other = basis[:, self.model.mirror] * np.array([-1.0, 1.0, 1.0])
+        flat, turned = basis.reshape(count, -1), other.reshape(count, -1)
+        out = np.zeros((len(self.modes),) * 2)
+        out[:count, :count] = np.linalg.solve(flat @ flat.T, flat @ turned.T).T
+        return out
+
+    @cached_property
     def template(self) -> Floats:
         """(V, 3) metres, float64."""
         return self.model.template.astype(np.float64)

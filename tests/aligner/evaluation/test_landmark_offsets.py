@@ -26,7 +26,6 @@ from dff.aligner.evaluation.landmark_offsets import (
     fit_offsets,
     fit_responses,
 )
-from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.landmark_placement import JAW_TOLERANCE
 from dff.aligner.tracking.tracker import Smoother
 from dff.face.arrays import Floats
@@ -175,7 +174,7 @@ def test_photos_are_judged_by_offsets_of_the_other_photos(
 
 def test_mirrored_latents_are_of_the_mirrored_face(oracle_aligner: Aligner) -> None:
     fit_model = oracle_aligner.fit_model
-    mirrored = mirrored_latents(fit_model)
+    mirrored = fit_model.mirrored_latents
     latent = np.zeros(len(fit_model.modes))
     latent[:8] = np.random.default_rng(4).normal(size=8)
     moved = (latent @ fit_model.mesh_basis).reshape(-1, 3)

@@ -25,7 +25,6 @@ from dff.aligner.evaluation.visible_points import (
     load_point_set,
     measure_visible_points,
 )
-from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.landmark_sets import PointBias, WrongModel
 from dff.face.arrays import Bytes, Floats
@@ -178,7 +177,7 @@ def some_bias(fit_model: FitModel, rng: np.random.Generator) -> PointBias:
     by_pose = (by_pose + by_pose[mirror] * MIRRORED_TERMS[:, None] * FLIP) / 2
     visible = (visible + visible[mirror] * [1.0, *MIRRORED_TERMS]) / 2
     by_latent = rng.normal(size=(21, len(fit_model.modes), 2)) * 0.0005
-    other = np.einsum("kl,plc->pkc", mirrored_latents(fit_model), by_latent[mirror]) * FLIP
+    other = np.einsum("kl,plc->pkc", fit_model.mirrored_latents, by_latent[mirror]) * FLIP
     by_shape = np.einsum(
         "plc,lk->pkc", (by_latent + other) / 2, latent_from_coefficients(fit_model)
     )

@@ -20,7 +20,6 @@ from dff.aligner.fitting.change import (
     apply_change,
     change_between,
     mirror_change,
-    mirrored_latents,
 )
 from dff.aligner.fitting.correction import LinearCorrector, sample_descriptors
 from dff.aligner.fitting.correspondence import Matches
@@ -55,7 +54,7 @@ def mirrored(state: FitState, fit_model: FitModel, width: float) -> FitState:
         state,
         rotation=other @ state.rotation @ other,
         centre=state.centre * [-1.0, 1.0] + [width, 0.0],
-        coefficients=state.coefficients @ mirrored_latents(fit_model),
+        coefficients=state.coefficients @ fit_model.mirrored_latents,
     )
 
 
@@ -87,7 +86,7 @@ def test_the_change_of_mirrored_faces_is_the_mirrored_change(oracle_aligner: Ali
     found = change_between(
         mirrored(before, fit_model, 200.0), mirrored(after, fit_model, 200.0), -angle, size
     )
-    wanted = mirror_change(change, mirrored_latents(fit_model))
+    wanted = mirror_change(change, fit_model.mirrored_latents)
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
@@ -109,7 +108,7 @@ def test_a_correction_moves_faces_by_the_change_of_their_descriptors(
     change = np.zeros((3, 6 + len(fit_model.modes)))
     change[:, :6], change[:, 9] = CHANGE, 0.5
     if mirror:
-        change = mirror_change(change, mirrored_latents(fit_model))
+        change = mirror_change(change, fit_model.mirrored_latents)
     wanted = apply_change(state, change, observation.crops.angle, fit_model.face_size(state))
     np.testing.assert_allclose(found.rotation, wanted.rotation, atol=1e-6)
     np.testing.assert_allclose(found.centre, wanted.centre, atol=1e-4)
@@ -159,7 +158,7 @@ def test_fits_of_views_are_measured_against_their_true_states() -> None:
     size = fit_model.face_size(found.state)
     change = np.where(
         found.mirrored[:, None],
-        mirror_change(found.change, mirrored_latents(fit_model)),
+        mirror_change(found.change, fit_model.mirrored_latents),
         found.change,
     )
     true = fit_model.landmarks(apply_change(found.state, change, found.angle, size))
