@@ -9,7 +9,7 @@ prior of the search, capped because a fit may be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,8 +123,12 @@ class Matcher:
         *,
         config: MatchConfig | None = None,
         calibration: MatchCalibration = CALIBRATION,
+        on_choice: Callable[[str, Sequence[Alignment]], None] = lambda photo, faces: None,
     ) -> None:
-        self.aligner = aligner
+        """``on_choice`` sees "the first photo" or "the second photo" and its faces, the largest
+        first, when the largest of several faces is taken.
+        """
+        self.aligner, self.on_choice = aligner, on_choice
         self.config = config or MatchConfig()
         self.calibration = calibration
         self.net = augment_for_matching(aligner.net, multiple=aligner.multiple)
@@ -171,6 +175,9 @@ class Matcher:
             raise ValueError(NO_POINTS)
         found = yield from self._find_faces(image_a, selection.box_a, "the first photo", faces)
         second = yield from self._find_faces(image_b, selection.box_b, "the second photo", faces)
+        if len(wanted):
+            self._tell_choice("the first photo", found)
+        self._tell_choice("the second photo", second)
         described_second = self.describe(image_b, second[0])
         owner = assign_points(found, clicked)
         described = {}
@@ -199,6 +206,10 @@ class Matcher:
         seen = [np.clip(face.landmarks_3d[:, :2], 0, image.shape[1::-1]) for face in good]
         areas = np.array([np.ptp(points, axis=0).prod() for points in seen])
         return [good[i] for i in np.argsort(-areas, kind="stable")]
+
+    def _tell_choice(self, photo: str, faces: Sequence[Alignment]) -> None:
+        if len(faces) > 1:
+            self.on_choice(photo, faces)
 
     def describe_largest_in_steps(
         self, image: Bytes, box: Box | None = None, *, faces: int
@@ -309,6 +320,8 @@ class Matcher:
         first = self.describe(image_a, found_a[0])
         yield None
         found_b = yield from self._find_faces(image_b, boxes[1], "the second photo", faces)
+        self._tell_choice("the first photo", found_a)
+        self._tell_choice("the second photo", found_b)
         second = self.describe(image_b, found_b[0])
         side = first.features.side
         grid = np.full((side * side, 4), np.nan, dtype=np.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dff.aligner.alignment import Alignment
 from dff.aligner.load import load_aligner
 from dff.aligner.matching.draw import draw_heat_map, draw_point_matches
 from dff.aligner.matching.matcher import Matcher
@@ -51,7 +52,17 @@ def match_files(
     if dense:
         check_suffix(dense, (".npy",))
     image_a, image_b = read_image(first), read_image(second)
-    matcher = Matcher(load_aligner(weights, endpoint_url=endpoint_url, access=access))
+    choices: dict[str, str] = {}  # by photo, which the dense map and the points share
+
+    def note_choice(photo: str, faces: Sequence[Alignment]) -> None:
+        path, option = {
+            "the first photo": (first, "--box-first"),
+            "the second photo": (second, "--box-second"),
+        }[photo]
+        choices[photo] = describe_choice(path, faces, option)
+
+    aligner = load_aligner(weights, endpoint_url=endpoint_url, access=access)
+    matcher = Matcher(aligner, on_choice=note_choice)
     lines: list[str] = []
     try:
         if points or landmarks or vertices:
@@ -79,7 +90,16 @@ def match_files(
             lines.append(f"{np.isfinite(table[..., 0]).sum()} pixels of the face in {dense}")
     except (NoFace, BadPhoto) as error:
         raise type(error)(f"{first} and {second}: {error}") from error
-    return lines
+    return lines + list(choices.values())
+
+
+def describe_choice(path: Path, faces: Sequence[Alignment], option: str) -> str:
+    """A line about the first of several faces of a photo, which was taken."""
+    x, y = faces[0].landmarks_3d[:, :2].mean(0)
+    return (
+        f"{path}: {len(faces)} faces found; the largest, at {x:.0f},{y:.0f}, was taken "
+        f"({option} chooses another)"
+    )
 
 
 def describe_matches(matches: PointMatches) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
 from dff.commands.app import app
 from dff.face.errors import NoFace
 from dff.face.model.morphable import MorphableModel
@@ -90,3 +94,43 @@ def test_a_photo_without_a_face_is_named(
     Image.new("RGB", (64, 64)).save(empty)
     with pytest.raises(NoFace, match=r"b\.png and .*empty\.png: no face found in the second photo"):
         run((photos[1], empty, photos[2]), "--points", "160,160")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--landmarks", "nose_tip"), ("--box-first", "--box-second")),
+        (("--points", "160,160"), ("--box-second",)),  # a point says whose it is
+        (("--landmarks", "chin", "--dense"), ("--box-first", "--box-second")),
+        (("--landmarks", "chin", "--box-first", "60,60,260,260"), ("--box-second",)),
+    ],
+)
+def test_the_choice_among_several_faces_is_told(
+    photos: tuple[Path, Path, Aligner],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    told: tuple[str, ...],
+) -> None:
+    find = Aligner.align_in_steps
+
+    def find_two(*arguments: Any, **how: Any) -> Generator[None, None, list[list[Alignment]]]:
+        found = yield from find(*arguments, **how)
+        given = arguments[2] is not None
+        return found if given else [[face, shrunk(face)] for (face,) in found]
+
+    monkeypatch.setattr(Aligner, "align_in_steps", find_two)
+    with_file = [
+        part
+        for option in options
+        for part in ([option, str(tmp_path / "map.npy")] if option == "--dense" else [option])
+    ]
+    status, said = run(photos, *with_file)
+    assert status == 0
+    lines = [line for line in said.splitlines() if "2 faces found; the largest, at 1" in line]
+    assert [line.rpartition("(")[2].split()[0] for line in lines] == list(told)
+
+
+def shrunk(face: Alignment) -> Alignment:
+    """A face half as large at the upper left corner of the photo."""
+    return replace(face, landmarks_3d=face.landmarks_3d / 2)
