@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,13 +239,18 @@ def pair_controls(targets: dict[str, Floats]) -> list[Control]:
     return out
 
 
-def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Weights of each macro attribute's anchors, each summing to one, of a random person."""
+def macro_weights(
+    rng: np.random.Generator, age: Mapping[str, float] | None = None
+) -> dict[str, Mapping[str, float]]:
+    """Weights of each macro attribute's anchors, each summing to one, of a random person.
+
+    ``age``: the weights of that attribute; else they are drawn, too.
+    """
     race = rng.dirichlet([0.6, 0.6, 0.6])
     male = float(rng.beta(0.5, 0.5))
     old = float(rng.beta(1.0, 2.0))
     child = float(rng.uniform(0.1, 0.9)) if rng.random() < 0.12 else 0.0
-    age = {"child": child, "young": 1 - child} if child else {"young": 1 - old, "old": old}
+    drawn = {"child": child, "young": 1 - child} if child else {"young": 1 - old, "old": old}
 
     def three(x: float, low: str, mid: str, high: str) -> dict[str, float]:
         return {low: max(0.0, 1 - 2 * x), mid: 1 - abs(2 * x - 1), high: max(0.0, 2 * x - 1)}
@@ -252,14 +258,21 @@ def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
     return {
         "race": dict(zip(("african", "asian", "caucasian"), race, strict=True)),
         "sex": {"male": male, "female": 1 - male},
-        "age": age,
+        "age": drawn if age is None else age,
         "muscle": three(float(rng.beta(2, 2)), "minmuscle", "averagemuscle", "maxmuscle"),
         "weight": three(float(rng.beta(2, 2)), "minweight", "averageweight", "maxweight"),
     }
 
 
-def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.Generator) -> Floats:
-    """(count, kept, 3) float32 people in base mesh units."""
+def sample_faces(
+    base: Floats,
+    targets: Targets,
+    count: int,
+    *,
+    rng: np.random.Generator,
+    age: Mapping[str, float] | None = None,
+) -> Floats:
+    """(count, kept, 3) float32 people in base mesh units. ``age``: see ``macro_weights``."""
     macros = targets.folder("mpfb2/targets/macrodetails")
     local = [c for f in LOCAL_FOLDERS for c in pair_controls(targets.folder(f"mpfb2/targets/{f}"))]
     odd = pair_controls(targets.folder("mpfb2/targets/asym"))
@@ -271,14 +284,16 @@ def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.G
         basis += [*control.negative, *control.positive]
     weights = np.zeros((count, len(basis)), np.float32)
     for row in weights:
-        macro = macro_weights(rng)
+        macro = macro_weights(rng, age)
         for sex, s in macro["sex"].items():
-            for age, a in macro["age"].items():
+            for stage, a in macro["age"].items():
                 for race, r in macro["race"].items():
-                    row[macro_row[f"{race}-{sex}-{age}"]] += s * a * r
+                    row[macro_row[f"{race}-{sex}-{stage}"]] += s * a * r
                 for muscle, m in macro["muscle"].items():
                     for weight, w in macro["weight"].items():
-                        row[macro_row[f"universal-{sex}-{age}-{muscle}-{weight}"]] += s * a * m * w
+                        row[macro_row[f"universal-{sex}-{stage}-{muscle}-{weight}"]] += (
+                            s * a * m * w
+                        )
         for number, (control, start) in enumerate(first):
             sides = len(control.negative)
             if number < len(local):
@@ -648,10 +663,27 @@ def expression_sd(names: list[str]) -> Floats:
     return np.array([of(n) for n in names])
 
 
-def build(
-    wheel: zipfile.ZipFile, samples: int, scans: Path | None
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The arrays of the file, and figures to report. ``scans``: file of ICT-FaceKit."""
+@dataclass(frozen=True)
+class HeadMesh:
+    """The head cut out of the base mesh, with what is known of its V vertices and F triangles."""
+
+    vertices: Floats  # (V, 3) base mesh units
+    kept: Ints  # (V,) numbers in the base mesh with the middles of its split edges
+    faces: Ints  # (F, 3)
+    uv: Floats  # (T, 2) of the head's own texture, v up
+    source_uv: Floats  # (T, 2) of MakeHuman's textures
+    uv_faces: Ints  # (F, 3)
+    region: Ints  # (F,) places in REGIONS
+    landmarks: Ints  # (68,) vertices
+    contour: Ints  # vertices that may lie on the jaw line of a turned head
+    landmarks_2d: Ints  # vertices of the 2D scheme's inner points
+    mirror: Ints  # (V,)
+    on_face: Bools  # (V,) face, lips and brows
+    targets: Targets
+
+
+def cut_head(wheel: zipfile.ZipFile) -> HeadMesh:
+    """The head of MakeHuman's base mesh, refined. Raises ValueError if a landmark is cut off."""
     mesh = read_base_mesh(wheel)
     body = mesh.quads["body"]
     body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
@@ -703,15 +735,45 @@ def build(
 
     on_face = np.zeros(len(base), bool)
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True
-    people = sample_faces(base, targets, samples, rng=np.random.default_rng(20170814))
-    hold_teeth(people, base, faces, region)
-    set_back(people, faces[region == REGIONS.index("teeth")])
-    flipped = people[:, mirror] * np.array([-1, 1, 1], np.float32)
-    people = align(np.concatenate([people, flipped]), on_face) * np.float32(METRES_PER_UNIT)
-    units = {n: o for n, o in targets.folder("faceunits01/targets/faceunits").items()}
-    expression = np.stack(list(units.values())).astype(np.float64) * METRES_PER_UNIT
+    return HeadMesh(
+        vertices=base,
+        kept=kept,
+        faces=faces,
+        uv=atlas(base, faces, uv_faces, source_uv, part),
+        source_uv=source_uv,
+        uv_faces=uv_faces,
+        region=region,
+        landmarks=points,
+        contour=contour,
+        landmarks_2d=inner,
+        mirror=mirror,
+        on_face=on_face,
+        targets=targets,
+    )
 
-    uv = atlas(base, faces, uv_faces, source_uv, part)
+
+def sample_people(
+    head: HeadMesh, count: int, *, rng: np.random.Generator, age: Mapping[str, float] | None = None
+) -> Floats:
+    """(2 count, V, 3) float32 people in metres, aligned on the face; the second half mirrored.
+
+    ``age``: see ``macro_weights``.
+    """
+    people = sample_faces(head.vertices, head.targets, count, rng=rng, age=age)
+    hold_teeth(people, head.vertices, head.faces, head.region)
+    set_back(people, head.faces[head.region == REGIONS.index("teeth")])
+    flipped = people[:, head.mirror] * np.array([-1, 1, 1], np.float32)
+    return align(np.concatenate([people, flipped]), head.on_face) * np.float32(METRES_PER_UNIT)
+
+
+def build(
+    wheel: zipfile.ZipFile, samples: int, scans: Path | None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The arrays of the file, and figures to report. ``scans``: file of ICT-FaceKit."""
+    head = cut_head(wheel)
+    people = sample_people(head, samples, rng=np.random.default_rng(20170814))
+    units = {n: o for n, o in head.targets.folder("faceunits01/targets/faceunits").items()}
+    expression = np.stack(list(units.values())).astype(np.float64) * METRES_PER_UNIT
     expression_q, expression_scale = quantised(expression)
     arrays: dict[str, np.ndarray] = {
         "format": np.array("dff-face-model 1"),
@@ -729,19 +791,19 @@ def build(
         "expression_scale": expression_scale,
         "expression_names": np.array(list(units)),
         "expression_sd": expression_sd(list(units)),
-        "faces": faces.astype(np.uint16),
-        "uv": uv.astype(np.float32),
-        "uv_source": source_uv.astype(np.float32),
-        "uv_faces": uv_faces.astype(np.uint16),
-        "region": region,
+        "faces": head.faces.astype(np.uint16),
+        "uv": head.uv.astype(np.float32),
+        "uv_source": head.source_uv.astype(np.float32),
+        "uv_faces": head.uv_faces.astype(np.uint16),
+        "region": head.region,
         "region_names": np.array(REGIONS),
-        "landmarks": points.astype(np.int32),
-        "contour": contour.astype(np.int32),
-        "landmarks_2d": inner.astype(np.int32),
-        "mirror": mirror.astype(np.int32),
-        "source_vertex": kept.astype(np.int32),
+        "landmarks": head.landmarks.astype(np.int32),
+        "contour": head.contour.astype(np.int32),
+        "landmarks_2d": head.landmarks_2d.astype(np.int32),
+        "mirror": head.mirror.astype(np.int32),
+        "source_vertex": head.kept.astype(np.int32),
     }
-    weight = np.where(on_face, 1.0, 0.25)
+    weight = np.where(head.on_face, 1.0, 0.25)
     explained = describe_people(arrays, people, weight)
     if scans is not None:
         arrays["licence"] = np.array("CC0-1.0 AND MIT")
@@ -751,13 +813,13 @@ def build(
             "the identity directions of ICT-FaceKit Light (MIT, see notice), learned from scans, "
             "registered to the mesh; their ears differ as MakeHuman's."
         )
-        people = join_scans(arrays, people, scans, on_face)
+        people = join_scans(arrays, people, scans, head.on_face)
         explained = describe_people(arrays, people, weight)
     modes = arrays["identity"] * arrays["identity_scale"][:, None, None]
     figures = {
         f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 80, 100, 120, MODES)
     }
-    figures |= {"vertices": len(base), "triangles": len(faces)}
+    figures |= {"vertices": len(head.vertices), "triangles": len(head.faces)}
     figures["largest mode, mm"] = float(1e3 * np.linalg.norm(modes, axis=2).max())
     return arrays, figures
 
