@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -28,7 +29,7 @@ from dff.face.geometry.camera import Box
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
-    from dff.files.alignments import ImageResult
+    from dff.files.alignments import ImageOutputs, ImageResult
 
     LoadAligner = Callable[[], Aligner]
 
@@ -215,15 +216,10 @@ def align(
     _align_images(
         load,
         files,
+        _Places(json_out, table, draw, mesh, mask, crops, crop_size),
         server=(server, key) if server else None,
         boxes=given,
-        json_out=json_out,
         resume=resume,
-        draw=draw,
-        mesh=mesh,
-        table=table,
-        mask=mask,
-        crops=(crops, crop_size),
         focal=focal,
         extras=extras,
     )
@@ -321,58 +317,49 @@ def _align_person(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """The files and folders that the options name for the results of images."""
+
+    json: Path | None
+    table: Path | None
+    draw: Path | None
+    mesh: Path | None
+    mask: Path | None
+    crops: Path | None
+    crop_size: int | None  # pixels
+
+
 def _align_images(
     load: LoadAligner,
     files: list[Path],
+    places: _Places,
     *,
     server: tuple[str, str | None] | None,
     boxes: Mapping[Path, Sequence[Box]],
-    json_out: Path | None,
     resume: bool,
-    draw: Path | None,
-    mesh: Path | None,
-    table: Path | None,
-    mask: Path | None,
-    crops: tuple[Path | None, int | None],
     focal: float | None,
     extras: tuple[str, ...],
 ) -> None:
-    """``server``: address and API key; ``crops``: folder and pixels.
-
-    Exits with status 1 when an image was refused.
-    """
+    """``server``: address and API key. Exits with status 1 when an image was refused."""
     from dff.aligner.face_description import FaceDescriber
-    from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
-        CROP_SIZE,
-        DRAWINGS,
-        PICTURES,
         AlignmentWriter,
         ImageCounts,
         align_files,
         align_files_on_server,
-        is_json_lines,
         read_finished,
     )
     from dff.files.images import unique_names
-    from dff.files.outputs import assign_outputs, check_not_inputs
-    from dff.infra.files import write_file
     from dff.infra.printing import counted, printable
 
     names = dict(zip(files, unique_names(files), strict=True))
-    drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
-    meshes = assign_outputs(mesh, files, MESHES) if mesh else {}
-    masks = assign_outputs(mask, files, PICTURES) if mask else {}
-    cut_out = assign_outputs(crops[0], files, PICTURES) if crops[0] else {}
-    made = [*drawings.values(), *meshes.values(), *masks.values()]
-    check_not_inputs((), [json_out, table, *made])
-    for folder in (draw, mesh, mask, crops[0]):
-        check_not_inputs((), [json_out, table, folder])
+    outputs = _assign_outputs(places, files)
     finished: set[str] = set()
     if resume:
-        if not json_out or not is_json_lines(json_out):
+        if not outputs.json_lines:
             raise typer.BadParameter("--resume goes with --json FILE.jsonl")
-        finished = read_finished(json_out)
+        finished = read_finished(outputs.json_lines)
     todo = [path for path in files if names[path] not in finished]
     progress = len(files) > 1
     if server:
@@ -385,36 +372,53 @@ def _align_images(
         aligner = load()
         model = aligner.model
         results = align_files(aligner, todo, boxes=boxes, focal=focal, progress=progress)
-    describer = FaceDescriber(model, extras)
-    writer = AlignmentWriter(
-        describer,
-        names,
-        json_out,
-        drawings,
-        meshes,
-        table=table,
-        masks=masks,
-        crops=cut_out,
-        crop_size=crops[1] or CROP_SIZE,
-    )
+    writer = AlignmentWriter(FaceDescriber(model, extras), names, outputs)
     if not resume:
-        if json_out and is_json_lines(json_out):
-            write_file(json_out, b"")
         writer.begin()
     counts = ImageCounts()
     for result in results:
         counts.add(result)
         writer.write(result)
-        _print_result(result, whole=not (json_out or table))
+        _print_result(result, whole=not (outputs.json or outputs.table))
     writer.finish()
-    places = [place for place in (json_out, table) if place]
-    if places:
+    written = [place for place in (outputs.json, outputs.table) if place]
+    if written:
         kept = f"; {counted(len(files) - len(todo), 'image')} there already" if resume else ""
-        typer.echo(printable(f"{counts.describe(places)}{kept}"))
+        typer.echo(printable(f"{counts.describe(written)}{kept}"))
     elif counts.refused and len(files) > 1:
         typer.echo(counts.describe(), err=True)
     if counts.refused:
         raise typer.Exit(1)
+
+
+def _assign_outputs(places: _Places, files: list[Path]) -> ImageOutputs:
+    """The outputs of each file. Raises BadParameter where two would be written to one place."""
+    from dff.aligner.mesh_file import MESHES
+    from dff.files.alignments import CROP_SIZE, DRAWINGS, PICTURES, ImageOutputs
+    from dff.files.outputs import assign_outputs, check_not_inputs
+
+    drawings, meshes, masks, crops = (
+        assign_outputs(place, files, suffixes) if place else {}
+        for place, suffixes in (
+            (places.draw, DRAWINGS),
+            (places.mesh, MESHES),
+            (places.mask, PICTURES),
+            (places.crops, PICTURES),
+        )
+    )
+    made = [*drawings.values(), *meshes.values(), *masks.values()]
+    check_not_inputs((), [places.json, places.table, *made])
+    for folder in (places.draw, places.mesh, places.mask, places.crops):
+        check_not_inputs((), [places.json, places.table, folder])
+    return ImageOutputs(
+        places.json,
+        places.table,
+        drawings,
+        meshes,
+        masks,
+        crops,
+        places.crop_size or CROP_SIZE,
+    )
 
 
 def _print_result(result: ImageResult, *, whole: bool) -> None:

@@ -325,18 +325,30 @@ def align_person_files(
 
 
 @dataclass(frozen=True)
-class AlignmentWriter:
-    """Writes the results of image files to the places that were asked for."""
+class ImageOutputs:
+    """The files that the results of images are written to; what has no file is not written."""
 
-    describer: FaceDescriber
-    names: Mapping[Path, str]  # of the images, in JSON
     json: Path | None = None  # one line for each image where it ends in .jsonl
+    table: Path | None = None  # CSV, one row for each face and each image without one
     drawings: Mapping[Path, Path] = field(default_factory=dict)  # by image
     meshes: Mapping[Path, Path] = field(default_factory=dict)  # of the first face, by image
-    table: Path | None = None  # CSV, one row for each face and each image without one
     masks: Mapping[Path, Path] = field(default_factory=dict)  # by image
     crops: Mapping[Path, Path] = field(default_factory=dict)  # by image, to which a number is added
     crop_size: int = CROP_SIZE  # pixels
+
+    @property
+    def json_lines(self) -> Path | None:
+        """``json`` where it grows image by image."""
+        return self.json if self.json and is_json_lines(self.json) else None
+
+
+@dataclass(frozen=True)
+class AlignmentWriter:
+    """Writes the results of image files to their outputs."""
+
+    describer: FaceDescriber
+    names: Mapping[Path, str]  # of the images, in JSON
+    outputs: ImageOutputs
     _results: list[ImageResult] = field(default_factory=list)
 
     @property
@@ -346,29 +358,31 @@ class AlignmentWriter:
 
     def write(self, result: ImageResult) -> None:
         """Write what belongs to one image. Raises StorageError."""
-        if result.path in self.drawings and result.image is not None:
-            place = self.drawings[result.path]
+        if result.path in self.outputs.drawings and result.image is not None:
+            place = self.outputs.drawings[result.path]
             write_file(place, encode_drawing(result.image, result.faces, self.model, place.suffix))
-        if result.path in self.meshes and result.faces:
+        if result.path in self.outputs.meshes and result.faces:
             self._write_mesh(result.faces[0], result)
-        if result.path in self.masks and result.image is not None:
+        if result.path in self.outputs.masks and result.image is not None:
             mask = mask_faces(result.image.shape[:2], result.faces, self.model)
-            write_file(self.masks[result.path], encode_png(mask))
-        if result.path in self.crops and result.image is not None:
+            write_file(self.outputs.masks[result.path], encode_png(mask))
+        if result.path in self.outputs.crops and result.image is not None:
             self._write_crops(result.image, result)
-        if self.table:
+        if self.outputs.table:
             # names of files may be bytes that are no text
-            append_file(self.table, self._rows(result).encode(errors="backslashreplace"))
-        if self.json and is_json_lines(self.json):
+            append_file(self.outputs.table, self._rows(result).encode(errors="backslashreplace"))
+        if self.outputs.json_lines:
             line = result.to_json_line(self.names[result.path], self.describer)
-            append_file(self.json, line.encode())
-        elif self.json:
+            append_file(self.outputs.json_lines, line.encode())
+        elif self.outputs.json:
             self._results.append(replace(result, image=None))
 
     def begin(self) -> None:
-        """Begin the table. Raises StorageError."""
-        if self.table:
-            write_file(self.table, FaceTable(self.model, ["image"]).header().encode())
+        """Begin the table and the JSON lines. Raises StorageError."""
+        if self.outputs.json_lines:
+            write_file(self.outputs.json_lines, b"")
+        if self.outputs.table:
+            write_file(self.outputs.table, FaceTable(self.model, ["image"]).header().encode())
 
     def _rows(self, result: ImageResult) -> str:
         table, name = FaceTable(self.model, ["image"]), self.names[result.path]
@@ -380,21 +394,21 @@ class AlignmentWriter:
         )
 
     def _write_crops(self, image: Bytes, result: ImageResult) -> None:
-        place = self.crops[result.path]
+        place = self.outputs.crops[result.path]
         for number, face in enumerate(result.faces):
             if not face.failed:
                 name = f"{place.stem}_{number}{place.suffix}"
-                crop = crop_face(image, face, self.crop_size)
+                crop = crop_face(image, face, self.outputs.crop_size)
                 write_file(place.with_name(name), encode_png(crop))
 
     def _write_mesh(self, face: Alignment, result: ImageResult) -> None:
         texture = None if result.image is None else texture_face(face, self.model, result.image)
-        write_mesh(self.meshes[result.path], face, self.model, texture)
+        write_mesh(self.outputs.meshes[result.path], face, self.model, texture)
 
     def finish(self) -> None:
         """Write what belongs to all images together. Raises StorageError."""
-        if self.json and not is_json_lines(self.json):
-            write_json(self.json, to_json(self._results, self.describer))
+        if self.outputs.json and not self.outputs.json_lines:
+            write_json(self.outputs.json, to_json(self._results, self.describer))
 
 
 def write_mesh(

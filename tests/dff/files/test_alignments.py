@@ -27,6 +27,7 @@ from dff.files.alignments import (
     DRAWINGS,
     MISSING,
     AlignmentWriter,
+    ImageOutputs,
     ImageResult,
     align_files,
     align_person_files,
@@ -370,7 +371,8 @@ def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_texture(
     photo = tmp_path / "a.png"
     Image.new("RGB", (90, 90), (0, 255, 51)).save(photo)
     place = tmp_path / "out" / "face.OBJ"
-    writer = AlignmentWriter(FaceDescriber(toy_model), {photo: "a.png"}, meshes={photo: place})
+    outputs = ImageOutputs(meshes={photo: place})
+    writer = AlignmentWriter(FaceDescriber(toy_model), {photo: "a.png"}, outputs)
     for result in align_files(KnownAligner(toy_model), [photo]):  # type: ignore[arg-type]
         writer.write(result)
     assert "mtllib face.mtl" in place.read_text()
@@ -527,13 +529,15 @@ def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: Morphab
         writer = AlignmentWriter(
             FaceDescriber(toy_model),
             {path: path.name for path in (face, black)},
-            out / name,
-            drawings={black: out / "black.jpg"},
-            meshes={face: out / "face.glb", black: out / "black.glb"},
-            table=out / "a.csv",
-            masks={face: out / "mask.png"},
-            crops={face: out / "crop.png", black: out / "none.png"},
-            crop_size=32,
+            ImageOutputs(
+                out / name,
+                out / "a.csv",
+                drawings={black: out / "black.jpg"},
+                meshes={face: out / "face.glb", black: out / "black.glb"},
+                masks={face: out / "mask.png"},
+                crops={face: out / "crop.png", black: out / "none.png"},
+                crop_size=32,
+            ),
         )
         writer.begin()
         for result in align_files(KnownAligner(toy_model), [face, black]):  # type: ignore[arg-type]
