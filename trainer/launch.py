@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -147,19 +148,11 @@ def train_on_ray(
         tracking_uri or choose_tracking(storage),
         experiment=EXPERIMENT,
         name=name,
-        params={
-            "dataset": " ".join(map(locate_dataset, places)),
-            "model": locate_model(model) or "of the dataset",
-            "workers": str(count),
-            **to_dict(config),
-            "start": weights.everywhere(config.start) if config.start else "",
-        },
+        params=_list_params(places, config, model=model, workers=count),
         resume=resume,
         may_change={*RESUMABLE_CHANGES, "workers"},
     )
-    recorder = RunRecorder(run)
-    finished = False
-    try:
+    with _recorded(run) as recorder:
         job = build_job(
             places,
             config,
@@ -191,11 +184,6 @@ def train_on_ray(
                 trained = _run_workers(job, events, scaling, running)
         if to.file is not None:
             weights.rewrite(to.file, trained, endpoint_url=endpoint_url)
-        finished = True
-    finally:
-        recorder.close()
-        if not finished:
-            _finish_failed(run)
     there = (
         describe_destination(to) if to.file is not None else f"the last step of {storage}/{name}"
     )
@@ -226,6 +214,32 @@ def choose_tracking(storage: str) -> str:
 def _locate_storage(storage: Path | str) -> str:
     text = str(storage)
     return text.rstrip("/") if "://" in text else str(Path(storage).absolute())
+
+
+def _list_params(
+    datasets: Sequence[str], config: TrainConfig, *, model: str | None, workers: WorkerRange
+) -> dict[str, Any]:
+    """What MLflow records of a training; a run is resumed with the same."""
+    return {
+        "dataset": " ".join(map(locate_dataset, datasets)),
+        "model": locate_model(model) or "of the dataset",
+        "workers": str(workers),
+        **to_dict(config),
+        "start": weights.everywhere(config.start) if config.start else "",
+    }
+
+
+@contextmanager
+def _recorded(run: tracking.Run) -> Iterator[RunRecorder]:
+    """Record a training in a run; it is closed as failed where the ``with`` block fails."""
+    recorder = RunRecorder(run)
+    try:
+        yield recorder
+    except BaseException:
+        recorder.close()
+        _finish_failed(run)
+        raise
+    recorder.close()
 
 
 def _finish_failed(run: tracking.Run) -> None:

@@ -7,20 +7,22 @@ reported.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dff.face.extras import require_extra
+from dff.face.model.morphable import MorphableModel
 from dff.infra.datasets.dataset import open_dataset
 from dff.infra.mlflow.system_metrics import SystemMonitor
 from dff.infra.storage import S3Access
 from dff.trainer.config import TrainConfig, from_dict
-from dff.trainer.data.crops import build_training_surface
+from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.datasets import load_common_model, name_datasets
 from dff.trainer.data.shard_cache import choose_cache
+from dff.trainer.data.views import ViewStore
 from dff.trainer.evaluation.figures import draw_dev_pair
 from dff.trainer.evaluation.pairs import sample_dev_pairs
 from dff.trainer.events import Drawn, Event, Measured, Started
@@ -79,7 +81,6 @@ def train_worker(values: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if rank == 0:
         events.put(Started(world))
-    device = ray.train.torch.get_device()
     datasets = [
         open_dataset(uri, endpoint_url=job.endpoint_url, access=S3Access(**job.access))
         for uri in job.datasets
@@ -88,77 +89,97 @@ def train_worker(values: dict[str, Any]) -> None:
     cache = choose_cache(Path(job.cache) if job.cache else None, job.cache_bytes)
     store = open_training_views(datasets, model, config, cache)
     surface = build_training_surface(model)
-    state = initialise_state(model, config, device, endpoint_url=job.endpoint_url)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            load_checkpoint(Path(folder) / CHECKPOINT, state, config)
+    state = _restore_state(model, config, job.endpoint_url)
     used = config.count_used_workers(world)
     group = torch.distributed.new_group(range(used)) if used < world else None
     notice = PreemptionNotice()
     if rank >= used:
         _stand_by(state.step, config, notice)
         return
-    wrapped = wrap_distributed(state.learner, group) if used > 1 else None
-    dev: Figures = {}
-
-    def tell(event: Event) -> None:
-        if rank == 0:
-            events.put(event)
-
-    monitor = SystemMonitor()
-
-    def on_step(step: int, figures: Figures) -> None:
-        tell(Measured(step, {"step": step, **figures, **monitor.read()}))
-
-    def evaluated(measured: TrainingState, figures: Figures) -> None:
-        nonlocal dev
-        dev = figures
-        if figures:
-            named = {f"dev_{name}": value for name, value in figures.items()}
-            tell(Measured(measured.step, {"step": measured.step, **named}))
-        own = store.separate()
-        for pair in sample_dev_pairs(own, surface, count=1, size=config.size):
-            anchors = extract_anchors(measured, model, config)
-            picture = draw_dev_pair(measured.average.net, anchors, pair)
-            tell(Drawn(f"match-{measured.step:07d}.png", picture))
-
-    def report(state: TrainingState) -> None:
-        # Rank 0 brings the state for all.
-        if rank > 0:
-            _report(state.step)
-            return
-        folder = tempfile.mkdtemp(prefix="dff-checkpoint-")  # Ray deletes it after the upload
-        save_checkpoint(Path(folder) / CHECKPOINT, state, config)
-        if state.step == config.steps:
-            save_weights(
-                Path(folder) / WEIGHTS,
-                state,
-                model,
-                store,
-                config,
-                dataset=name_datasets(datasets),
-                dev=dev,
-            )
-        _report(state.step, dev, ray.train.Checkpoint.from_directory(folder))
-
-    callbacks = TrainingCallbacks(
-        on_step=on_step,
-        wants_checkpoint=notice.asks_for_checkpoint,
-        on_evaluation=evaluated,
-        on_checkpoint=report,
-    )
+    reports = _Reports(rank, events, config, model, store, surface, name_datasets(datasets))
     run_training(
         state,
         store,
         surface,
         config,
-        wrapped=wrapped,
+        wrapped=wrap_distributed(state.learner, group) if used > 1 else None,
         rank=rank,
         world=used,
         group=group,
-        callbacks=callbacks,
+        callbacks=TrainingCallbacks(
+            on_step=reports.report_step,
+            wants_checkpoint=notice.asks_for_checkpoint,
+            on_evaluation=reports.report_evaluation,
+            on_checkpoint=reports.report_checkpoint,
+        ),
     )
+
+
+def _restore_state(
+    model: MorphableModel, config: TrainConfig, endpoint_url: str | None
+) -> TrainingState:
+    """The state of the last checkpoint, or that of a new training, on this worker's device."""
+    device = ray.train.torch.get_device()
+    state = initialise_state(model, config, device, endpoint_url=endpoint_url)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(Path(folder) / CHECKPOINT, state, config)
+    return state
+
+
+@dataclass
+class _Reports:
+    """The reports of a worker: of rank 0 events to the driver, and checkpoints to Ray."""
+
+    rank: int
+    events: Any  # a queue for ``Event``s
+    config: TrainConfig
+    model: MorphableModel
+    store: ViewStore
+    surface: TrainingSurface
+    dataset: str
+    monitor: SystemMonitor = field(default_factory=SystemMonitor)
+    dev: Figures = field(default_factory=dict)  # of the last evaluation
+
+    def report_step(self, step: int, figures: Figures) -> None:
+        """As ``TrainingCallbacks.on_step``."""
+        self._tell(Measured(step, {"step": step, **figures, **self.monitor.read()}))
+
+    def report_evaluation(self, measured: TrainingState, figures: Figures) -> None:
+        """As ``TrainingCallbacks.on_evaluation``."""
+        self.dev = figures
+        if figures:
+            named = {f"dev_{name}": value for name, value in figures.items()}
+            self._tell(Measured(measured.step, {"step": measured.step, **named}))
+        own = self.store.separate()
+        for pair in sample_dev_pairs(own, self.surface, count=1, size=self.config.size):
+            anchors = extract_anchors(measured, self.model, self.config)
+            picture = draw_dev_pair(measured.average.net, anchors, pair)
+            self._tell(Drawn(f"match-{measured.step:07d}.png", picture))
+
+    def report_checkpoint(self, state: TrainingState) -> None:
+        """As ``TrainingCallbacks.on_checkpoint``; rank 0 brings the state for all."""
+        if self.rank > 0:
+            _report(state.step)
+            return
+        folder = tempfile.mkdtemp(prefix="dff-checkpoint-")  # Ray deletes it after the upload
+        save_checkpoint(Path(folder) / CHECKPOINT, state, self.config)
+        if state.step == self.config.steps:
+            save_weights(
+                Path(folder) / WEIGHTS,
+                state,
+                self.model,
+                self.store,
+                self.config,
+                dataset=self.dataset,
+                dev=self.dev,
+            )
+        _report(state.step, self.dev, ray.train.Checkpoint.from_directory(folder))
+
+    def _tell(self, event: Event) -> None:
+        if self.rank == 0:
+            self.events.put(event)
 
 
 class PreemptionNotice:
