@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,40 +137,20 @@ def build_row_maker(
     anonymous: bool = False,
     request_payer: bool = False,
     seed: int,
-    views: int,
-    size: int,
-    texture_size: int,
-    model: str,
-    albedo: str,
-    photo_terms: str,
-    renderer: str,
-    profile_share: float,
-    deformed: float,
-    closed_eyes: float,
+    **options: Any,
 ) -> MakeRows:
-    """The work of one shard, for the photos at the URI ``photos``.
+    """The work of one shard, for the photos at the URI ``photos``; ``options``: of ``Options``.
 
     Raises BadModel and StorageError.
     """
-    options = Options(
-        views,
-        size,
-        texture_size,
-        model,
-        albedo,
-        photo_terms,
-        renderer,
-        profile_share,
-        deformed,
-        closed_eyes,
-    )
+    chosen = Options(**options)
     storage = None
     if photos is not None:
         access = S3Access(anonymous, request_payer)
         storage = open_storage(photos, endpoint_url=endpoint_url, access=access)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
-        return make_shard_rows(shard, storage=storage, seed=seed, options=options)
+        return make_shard_rows(shard, storage=storage, seed=seed, options=chosen)
 
     return make_rows
 
