@@ -21,7 +21,7 @@ from dff.face.io.assets import load_model
 from dff.face.model.landmarks import INNER, nme_box
 from dff.infra.datasets.shards import ViewRow
 from dff.infra.networks import weights as weights_files
-from dff.pipeline.inspection.gallery import contact_sheet, draw_correspondences
+from dff.pipeline.inspection.gallery import PAPER, contact_sheet, draw_correspondences
 from dff.pipeline.recovery.inverse import Recovery
 from dff.report import Figure, Section, Table
 from dff.trainer.evaluation.config import EVALUATION
@@ -53,6 +53,8 @@ MATCHES = {
 }
 """What the report says of ``trainer.evaluation.matching.measure_matches``."""
 MATCHED = [36, 45, 30, 48, 8]  # landmarks: eye corners, nose tip, a mouth corner, chin
+WIDTH = 1200  # pixels of the overview
+TILE, GAP = 117, 3  # pixels of a view in it, and between views
 TOLERANCE = 0.5  # pixels between the landmarks of the service and of the library
 
 
@@ -191,7 +193,7 @@ def timing_section(seconds: Mapping[str, float], request: Mapping[str, float]) -
 def compose_overview(
     photograph: Bytes, panels: Mapping[str, Bytes], rows: Sequence[ViewRow], aligned: Bytes
 ) -> Bytes:
-    """(H, 1200, 3) RGB: the chain in four lines of pictures.
+    """(H, WIDTH, 3) RGB: the chain in four lines of pictures.
 
     ``aligned``: the photograph with the alignment drawn on it.
     """
@@ -206,12 +208,18 @@ def compose_overview(
         aligned[region],
     ]
     top = np.hstack([np.asarray(Image.fromarray(image).resize((240, 240))) for image in chain])
-    sheets = [contact_sheet(some[:10], columns=10, tile=117) for some in (own, sampled)]
+    sheets = [_lay_out(some[:10]) for some in (own, sampled)]
     lines = draw_correspondences(own[0], _find_rotated(own, 40.0), load_model())
-    parts = [top, *(np.asarray(Image.fromarray(sheet).resize((1200, 120))) for sheet in sheets)]
-    height = 1200 * lines.shape[0] // lines.shape[1]
-    parts.append(np.asarray(Image.fromarray(lines).resize((1200, height))))
-    return np.vstack(parts)
+    height = WIDTH * lines.shape[0] // lines.shape[1]
+    return np.vstack([top, *sheets, np.asarray(Image.fromarray(lines).resize((WIDTH, height)))])
+
+
+def _lay_out(rows: Sequence[ViewRow]) -> Bytes:
+    """A line of ten places for views, of which the last stay empty where there are fewer."""
+    out = np.full((TILE + GAP, WIDTH, 3), PAPER, np.uint8)
+    sheet = contact_sheet(rows, columns=len(rows), tile=TILE)
+    out[: sheet.shape[0], : sheet.shape[1]] = sheet
+    return out
 
 
 def _describe(

@@ -55,6 +55,7 @@ CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
 GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # how often a node tries to reach its head
 JOIN_WAIT = 15.0  # seconds until a worker that fits on no node is refused
 JOB_LOST = "failed to get job supervisor"  # Ray's words for a job whose node is gone
+NO_JOB_AGENT = "No available agent to submit job"  # Ray's words for a head that starts no jobs
 NODE_GROUP = "ray.io/node-group"  # label of nodes that an autoscaler or operator has started
 NICENESS = "RAY_worker_niceness"
 """Increment of the workers' niceness. Ray's default of 15 starves them beside other work of the
@@ -210,9 +211,15 @@ def find_reserved(shape: WorkerShape) -> set[str]:
 def describe_free_resources(shape: WorkerShape) -> str:
     """A message that says why workers of this shape wait on the connected cluster."""
     free = ray.available_resources()
+    nodes = list_nodes()
+    cpus, gpus = (free.get(name, 0.0) for name in ("CPU", "GPU"))
+    resources = f"{cpus:g} CPUs and {gpus:g} GPUs of {describe_nodes(nodes)}"
+    if cpus < shape.cpus or gpus < shape.gpus:
+        return f"a worker needs {shape}; free are {resources}"
+    # what is free in total may lie on several nodes, or nothing but time may be missing
     return (
-        f"a worker needs {shape}; free are {free.get('CPU', 0):g} CPUs and "
-        f"{free.get('GPU', 0):g} GPUs of {describe_nodes(list_nodes())}"
+        f"a worker needs {shape} on one node, and free in total are {resources}: either no single "
+        "node has them free, or Ray is still giving places to the workers"
     )
 
 
@@ -339,6 +346,15 @@ def submit(
         if name is None:
             raise ClusterError(
                 hide_secrets(f"the job server at {address} failed: {reason}")
+            ) from error
+        if NO_JOB_AGENT in reason:
+            raise ClusterError(
+                hide_secrets(
+                    f"the head at {address} has no job agent, the process that starts jobs: just "
+                    "after `ray start` wait a minute; else install ray[default] there, start the "
+                    "head again, and look for its agent's error in /tmp/ray/session_latest/logs/"
+                    "dashboard_agent.log (a port in use: --dashboard-agent-listen-port)"
+                )
             ) from error
         raise ClusterError(
             hide_secrets(

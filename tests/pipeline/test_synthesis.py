@@ -146,6 +146,8 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert page.count("data:image/jpeg;base64,") > 15
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "<script" not in page
+    assert f"<h1>Dataset {dataset.name}</h1>" in page  # not its whole path, which stands below
+    assert str(dataset) in page
 
 
 def test_the_same_seed_gives_the_same_bytes(dataset: Path, photos: Path, tmp_path: Path) -> None:

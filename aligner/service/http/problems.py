@@ -90,8 +90,9 @@ KINDS: dict[str, Kind] = {
     "no-face": Kind(
         422,
         "No face found",
-        "The photo shows no face that was found: send a box around it in `boxes`, or another "
-        "photo.",
+        "The photo shows no face that was found. Only upright faces are searched, tilted by up to "
+        "about 75°: turn a photo that lies on its side or upside down, send a box around the face "
+        "in `boxes`, or another photo.",
     ),
     "no-model": Kind(404, "No such model", "The server has one model: `/v2/models/aligner`."),
     "unauthorized": Kind(

@@ -148,7 +148,10 @@ function refuse(error) {
   say("");
   $("panel").hidden = $("steps-card").hidden = $("solid-card").hidden = true;
   if (error.kind === "no-face" && photo()?.image) {
-    showError({ title: error.title, detail: "Drag a box over the face, or try another photo." });
+    showError({
+      title: error.title,
+      detail: "Only upright faces are searched. Drag a box over the face, turn the photo, or try another one.",
+    });
     mark(true);
   } else {
     showError(error);

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.staticfiles import StaticFiles
 
 from dff.aligner.service.http.problems import KINDS
 
@@ -18,6 +19,8 @@ FILES = {
     if path.suffix in (".css", ".js", ".jpg", ".md")
 }
 """Files that the pages load, by path below ``page/``."""
+CACHING = StaticFiles(directory=PAGES)
+"""Knows what of a file a client has already."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -52,9 +55,8 @@ def file(name: str, request: Request) -> Response:
     # Starlette takes thousands of ranges, and answers by text that it has none like that.
     request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
     answer = FileResponse(FILES[name], headers=headers, stat_result=FILES[name].stat())
-    tag = answer.headers["etag"]
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers={**headers, "ETag": tag})
+    if CACHING.is_not_modified(answer.headers, request.headers):
+        return Response(status_code=304, headers={**headers, "ETag": answer.headers["etag"]})
     return answer
 
 

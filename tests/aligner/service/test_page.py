@@ -75,10 +75,23 @@ def test_files_are_answered_whole(client: TestClient, asked: str) -> None:
 
 def test_a_file_that_is_the_same_is_not_sent_again(client: TestClient) -> None:
     first = client.get("/page/style.css")
-    again = client.get("/page/style.css", headers={"If-None-Match": first.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
-    other = client.get("/page/style.css", headers={"If-None-Match": '"other"'})
-    assert (other.status_code, other.content) == (200, first.content)
+    etag, changed = first.headers["etag"], first.headers["last-modified"]
+    for condition in (
+        {"If-None-Match": etag},
+        {"If-None-Match": f'"other", W/{etag}'},
+        {"If-None-Match": "*"},
+        {"If-Modified-Since": changed},
+    ):
+        again = client.get("/page/style.css", headers=condition)
+        assert (again.status_code, again.content) == (304, b""), condition
+        assert again.headers["etag"] == etag
+    for condition in (
+        {"If-None-Match": '"other"'},
+        {"If-None-Match": '"other"', "If-Modified-Since": changed},
+        {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+    ):
+        other = client.get("/page/style.css", headers=condition)
+        assert (other.status_code, other.content) == (200, first.content), condition
 
 
 def luminance(colour: str) -> float:

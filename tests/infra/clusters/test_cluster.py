@@ -19,7 +19,14 @@ from ray.job_submission import JobStatus
 from dff.face.errors import ClusterError
 from dff.infra.clusters import cluster, socket_folder
 from dff.infra.clusters.capacity import NodeResources, WorkerShape
-from dff.infra.clusters.cluster import check_shared, connected, job_name, submit, wait_for_room
+from dff.infra.clusters.cluster import (
+    check_shared,
+    connected,
+    describe_free_resources,
+    job_name,
+    submit,
+    wait_for_room,
+)
 from dff.infra.datasets.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 from tests.ray_forks.start import forked_from
@@ -204,6 +211,39 @@ def test_a_job_that_its_head_lost_is_told_to_be_started_again(
     monkeypatch.setattr(cluster, "_connect", lambda address: LosingServer())
     with pytest.raises(ClusterError, match=r"job true-\w+-1 was lost .* starts it again"):
         submit(["true"], "http://127.0.0.1:8265")
+
+
+class AgentlessServer(LosingServer):
+    """A job server whose head has no agent, which answers as Ray's does."""
+
+    def submit_job(self, **job: Any) -> None:
+        raise RuntimeError(
+            "Request failed with status code 500: No available agent to submit job, please try "
+            "again later.."
+        )
+
+
+def test_a_head_without_a_job_agent_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_connect", lambda address: AgentlessServer())
+    with pytest.raises(ClusterError, match=r"no job agent.*install ray\[default\]") as caught:
+        submit(["true"], "http://127.0.0.1:8265")
+    assert "no longer answers" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("free", "says"),
+    [
+        ({"CPU": 1.0}, "a worker needs 2 CPUs; free are 1 CPUs and 0 GPUs"),
+        ({"CPU": 2.0}, "a worker needs 2 CPUs on one node, and free in total are 2 CPUs"),
+        ({"CPU": 8.0}, "still giving places to the workers"),
+    ],
+)
+def test_what_workers_wait_for_does_not_contradict_itself(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], says: str
+) -> None:
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: free)
+    monkeypatch.setattr(cluster, "list_nodes", lambda: [NodeResources("10.0.0.1", 2.0, 0.0)])
+    assert says in describe_free_resources(WorkerShape(2))
 
 
 def test_a_job_is_named_by_its_command() -> None:
