@@ -48,6 +48,7 @@ from dff.aligner.fitting.multi_image import MultiImageFitter
 from dff.aligner.fitting.refinement import Refiner
 from dff.aligner.found_faces import FoundFaces, accept_faces
 from dff.aligner.image_checks import check_box, check_image
+from dff.aligner.person_appearance import PersonAppearanceMeter, load_person_statistics
 from dff.aligner.person_photos import PersonAligner
 from dff.aligner.report import Reporter, SteppedFaces
 from dff.aligner.second_attempts import OtherStarts, find_surest, start_in_middle
@@ -204,7 +205,7 @@ class Aligner:
 
     def prepare(self) -> None:
         """Build what is otherwise built for the first photos of one person, in 0.8 s."""
-        _ = self.appearance_meter, self.multi_image_fitter
+        _ = self.person_meter, self.multi_image_fitter
 
     def describe_search(self, image: Bytes) -> str:
         """That an image is searched coarser than by default, so that small faces may be missing.
@@ -482,8 +483,7 @@ class Aligner:
         person = PersonAligner(
             self.model,
             self.config.multi_image,
-            self.appearance_meter,
-            self.mean_identity,
+            self.person_meter,
             self._align_photos_of_person,
         )
         aligned = yield from person.align_in_steps(images, every, boxes)
@@ -493,6 +493,13 @@ class Aligner:
     def appearance_meter(self) -> AppearanceMeter:
         """Measures the appearance of faces, to compare people; made when first used."""
         return AppearanceMeter(self.model)
+
+    @cached_property
+    def person_meter(self) -> PersonAppearanceMeter:
+        """Tells whether faces are one person's; made when first used."""
+        meter = self.appearance_meter
+        statistics = load_person_statistics(self.model, len(meter.points))
+        return PersonAppearanceMeter(meter, self.mean_identity, statistics)
 
     @cached_property
     def multi_image_fitter(self) -> MultiImageFitter:

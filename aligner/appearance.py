@@ -8,7 +8,7 @@ images. The first knows no light, the second no error of the fit.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -53,13 +53,6 @@ class AppearanceDescriptor:
         lengths = float(np.linalg.norm(self.identity) * np.linalg.norm(other.identity))
         return float(self.identity @ other.identity) / lengths if lengths > 1e-9 else 1.0
 
-    def relative_to(self, identity: Floats) -> AppearanceDescriptor:
-        """The appearance with (K,) ``identity`` as the origin of identities.
-
-        Fits to photos share a part of their identity, which would make all people alike.
-        """
-        return replace(self, identity=self.identity - identity)
-
     def blended(self, new: AppearanceDescriptor, share: float) -> AppearanceDescriptor:
         """This appearance with a ``share`` (0 to 1) of a new one of the same person."""
         weight = (1 - share) * self.weight + share * new.weight
@@ -90,14 +83,15 @@ class AppearanceMeter:
         *,
         others: Iterable[Alignment] = (),
         covers: bool = False,
+        blur: float = BLUR,
     ) -> AppearanceDescriptor:
         """The appearance of a face of an (H, W, 3) uint8 RGB image.
 
         Where heads of ``others`` may lie before the face, its points tell nothing. ``covers``:
-        neither do those near landmarks that something else hides.
+        neither do those near landmarks that something else hides. ``blur``: standard deviation,
+        pixels of the shrunk face.
         """
-        normals = smooth_normals(face.vertices[self.around], self.triangles)[self.places]
-        weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
+        weight = np.clip(-self.normals(face)[:, 2], 0.0, None)
         px = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices[self.points]))
         height, width = image.shape[:2]
         inside = ((px >= 0) & (px <= (width, height))).all(1)
@@ -118,10 +112,15 @@ class AppearanceMeter:
             max(round(crop.shape[0] * shrink), 1),
         )
         grey = shrink_by_samples(crop, size, 2).astype(np.float32) @ np.full(3, 1 / 3, np.float32)
-        small = cv2.GaussianBlur(grey, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE)
+        small = cv2.GaussianBlur(grey, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         at = (px - low) * (np.array(size) / (crop.shape[1], crop.shape[0]))
         brightness = np.log(bilinear(small[..., None], at)[:, 0] + DARK)
         return AppearanceDescriptor(face.coefficients.identity, brightness, weight)
+
+    def normals(self, face: Alignment) -> Floats:
+        """(points, 3) unit normals at the points, in the camera's frame."""
+        in_head = smooth_normals(face.vertices[self.around], self.triangles)[self.places]
+        return np.asarray(in_head @ face.cam_from_head.rotation.T)
 
 
 def shrink_by_samples(image: Bytes, size: tuple[int, int], samples: int) -> Bytes:

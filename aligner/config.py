@@ -171,12 +171,14 @@ class MultiImageConfig:
     whole_face: float = 0.8  # area of a face that is seen whole, over its squared size
     # agreement of a photo with n others below which it shows someone else:
     # stranger - few_photos / n
-    stranger: float = 0.31
-    few_photos: float = 0.389
-    doubt: float = 0.3  # how far above that bound a photo is kept but called doubtful
+    stranger: float = 0.35
+    few_photos: float = 0.2
+    doubt: float = 0.22  # how far above that bound a photo is kept but called doubtful
+    # how much further, once a photo was left out: what is left then agrees best of several
+    doubt_of_rest: float = 0.2
     # weight of the texture's correlation, beside the cosine of the identities, in an agreement
-    texture: float = 0.4
-    texture_unknown: float = 0.35  # correlation assumed where two photos show different sides
+    texture: float = 0.6
+    texture_unknown: float = 0.2  # correlation assumed where two photos show different sides
     # how much nearer to the other photos' identities a face must be to be preferred to a larger one
     preference: float = 0.4
 

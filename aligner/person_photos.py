@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dff.aligner.alignment import Alignment, PersonAlignment
-from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
+from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import MultiImageConfig
 from dff.aligner.face_request import Steps
 from dff.aligner.fitting.multi_image import PersonCheck, choose_person, find_strangers
 from dff.aligner.found_faces import describe_missing_face
-from dff.face.arrays import Bytes, Floats
+from dff.aligner.person_appearance import PersonAppearanceMeter
+from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -23,8 +24,7 @@ class PersonAligner:
 
     model: MorphableModel
     config: MultiImageConfig
-    meter: AppearanceMeter
-    mean_identity: Floats  # of fits to photos, relative to which people are compared
+    meter: PersonAppearanceMeter
     # the faces of one identity from those aligned alone, by number of their photo
     fit: Callable[[Mapping[int, Bytes], Mapping[int, Alignment]], Steps[dict[int, Alignment]]]
 
@@ -66,6 +66,5 @@ class PersonAligner:
         seen: dict[int, AppearanceDescriptor] = {}
         for i, face in alone.items():
             yield None
-            measured = self.meter.measure(images[i], face)
-            seen[i] = measured.relative_to(self.mean_identity)
+            seen[i] = self.meter.measure(images[i], face)
         return find_strangers(alone, seen, self.config)

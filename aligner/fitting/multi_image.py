@@ -330,7 +330,8 @@ def find_strangers(
 
     The agreement is the cosine between the photo's identity and the mean of the others', plus
     ``texture`` times the mean correlation of the texture. The photo that agrees least goes first,
-    and is no longer compared with. Of two that disagree the surer stays.
+    and is no longer compared with. Of two that disagree the surer stays. Those that are left then
+    agree best of several, so more agreement is asked of them.
     """
     left, strangers = dict(appearances), dict[int, float]()
     agreement: dict[int, float] = {}
@@ -347,7 +348,8 @@ def find_strangers(
         strangers[least] = agreement[least]
         del left[least]
     kept = agreement if len(left) > 1 else {}
-    doubtful = {i: kept[i] for i in left if i in kept and kept[i] < bound + config.doubt}
+    bound += config.doubt + config.doubt_of_rest * bool(strangers)
+    doubtful = {i: kept[i] for i in left if i in kept and kept[i] < bound}
     return PersonCheck(strangers, doubtful)
 
 

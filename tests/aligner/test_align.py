@@ -539,7 +539,7 @@ def test_what_is_no_face_fails_and_says_so(
 def test_a_prepared_aligner_builds_nothing_for_the_first_person(oracle_aligner: Aligner) -> None:
     aligner = copy(oracle_aligner)
     aligner.prepare()
-    assert {"appearance_meter", "multi_image_fitter"} <= {*vars(aligner)}
+    assert {"appearance_meter", "person_meter", "multi_image_fitter"} <= {*vars(aligner)}
 
 
 def test_an_image_without_faces_gives_an_empty_list(oracle_aligner: Aligner) -> None:

@@ -514,6 +514,28 @@ def test_a_photo_just_above_the_bound_of_strangers_is_doubtful(
     assert (set(check.strangers), set(check.doubtful)) == (strangers, doubtful)
 
 
+def test_what_is_left_beside_strangers_has_to_agree_more(toy_model: MorphableModel) -> None:
+    """Of photos of three people, two agree best: that is no sign of one person."""
+    config = MultiImageConfig(
+        stranger=0.3, few_photos=0.2, doubt=0.2, doubt_of_rest=0.3, texture=0.0
+    )
+    mine, other = np.eye(2)
+
+    def turned(cosine: float) -> AppearanceDescriptor:
+        identity = cosine * mine + np.sqrt(1 - cosine**2) * other
+        return AppearanceDescriptor(identity, np.zeros(40), np.ones(40))
+
+    def find(*looks: AppearanceDescriptor) -> tuple[set[int], set[int]]:
+        seen = dict(enumerate(looks))
+        neutral = known_alignment(toy_model, Box(0, 0, 50, 50))
+        check = find_strangers(dict.fromkeys(seen, neutral), seen, config)
+        return set(check.strangers), set(check.doubtful)
+
+    assert find(turned(1.0), turned(0.5)) == (set(), set())
+    assert find(turned(1.0), turned(0.5), turned(-1.0)) == ({2}, {0, 1})
+    assert find(turned(1.0), turned(0.7), turned(-1.0)) == ({2}, set())
+
+
 def at_once(answer: T) -> Steps[T]:
     """The steps of a computation that takes one."""
     yield None
@@ -526,8 +548,8 @@ def test_people_are_compared_relative_to_the_mean_of_fits_to_photos(
     """What all fits share hides a stranger, unless the weights say what it is."""
     model = oracle_aligner.model
     rng = np.random.default_rng(0)
-    mine, other, shared = rng.normal(size=(3, len(model.identity)))
-    shared *= 3.0
+    mine, shared = rng.normal(size=(2, len(model.identity)))
+    other, shared = -mine, 3.0 * shared
     box = Box(20.0, 20.0, 80.0, 80.0)
     textures = [cv2.resize(rng.uniform(0, 255, (6, 6, 3)), (100, 100)) for _ in range(2)]
     images = [textures[who].astype(np.uint8) for who in (0, 0, 1, 0)]
@@ -561,7 +583,8 @@ def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
 ) -> None:
     model = oracle_aligner.model
     rng = np.random.default_rng(0)
-    mine, other = rng.normal(size=(2, len(model.identity)))
+    mine = rng.normal(size=len(model.identity))
+    other = -mine
     box = Box(20.0, 20.0, 80.0, 80.0)
     textures = [cv2.resize(rng.uniform(0, 255, (6, 6, 3)), (100, 100)) for _ in range(2)]
     images = [textures[who].astype(np.uint8) for who in (0, 0, 1, 0)]
