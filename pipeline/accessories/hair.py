@@ -74,7 +74,7 @@ def build_hair(
     ear = _locate_ears(head_map, ears)
     parts = []
     for side in (-1.0, 1.0):
-        curve = _make_curve(hair, head_map, ear, side, mesh, rng)
+        curve = _SideCurves.of(hair, head_map, ear, side, mesh, rng)
         parts.append(_build_sheet(hair, curve, side, mesh, rng))
         parts.append(_build_locks(hair, curve, side, mesh, rng))
     if hair.fringe > 0.05:
@@ -114,50 +114,82 @@ Curve = Callable[[Floats, Floats, Floats], Floats]
 """(u, t, extra height in metres), all broadcast, to (..., 3) head."""
 
 
-def _make_curve(
-    hair: Hair,
-    head_map: HeadMap,
-    ear: _EarGeometry,
-    side: float,
-    mesh: HairMesh,
-    rng: np.random.Generator,
-) -> Curve:
-    top_front = float(head_map.hairline(np.array(0.0))) - 0.06
-    across = 0.40 * hair.part
-    front = direction_from_angles(np.array(across / 1.3), np.array(top_front))
-    crown = direction_from_angles(np.array(np.pi), np.array(0.30 + 0.25 * hair.whorl)) + np.array(
-        [0.22 * hair.part, 0.0, 0.0]
-    )
-    waves = np.column_stack(
-        [rng.uniform(3.0, 9.0, 4), rng.uniform(2.0, 7.0, 4), rng.uniform(0.0, 6.3, 4)]
-    )
-    tied = (
-        direction_from_angles(np.array(np.pi), np.array(1.15))
-        if hair.tie in ("tail", "bun")
-        else None
-    )
-    kept = 0.3 if hair.tie else 1.0
+@dataclass(frozen=True, eq=False)
+class _SideCurves:
+    """The curves of one side of a head."""
 
-    def curve(u: Floats, t: Floats, extra: Floats) -> Floats:
+    hair: Hair
+    head_map: HeadMap
+    ear: _EarGeometry
+    side: float  # -1 right, 1 left
+    temple: float  # radians: azimuth of the first curve
+    front: Floats  # (3,) direction in which the parting begins
+    crown: Floats  # (3,) and in which it ends
+    tie: Floats | None  # (3,) direction in which the hair is tied behind the head, if it is
+    waves: Floats  # (N, 3) as ``_evaluate_waves``
+
+    @staticmethod
+    def of(
+        hair: Hair,
+        head_map: HeadMap,
+        ear: _EarGeometry,
+        side: float,
+        mesh: HairMesh,
+        rng: np.random.Generator,
+    ) -> _SideCurves:
+        """The curves of a hair style, with waves of their own."""
+        top_front = float(head_map.hairline(np.array(0.0))) - 0.06
+        across = 0.40 * hair.part
+        front = direction_from_angles(np.array(across / 1.3), np.array(top_front))
+        back = direction_from_angles(np.array(np.pi), np.array(0.30 + 0.25 * hair.whorl))
+        crown = back + np.array([0.22 * hair.part, 0.0, 0.0])
+        waves = np.column_stack(
+            [rng.uniform(3.0, 9.0, 4), rng.uniform(2.0, 7.0, 4), rng.uniform(0.0, 6.3, 4)]
+        )
+        tie = None
+        if hair.tie in ("tail", "bun"):
+            tie = direction_from_angles(np.array(np.pi), np.array(1.15))
+        temple = mesh.temple if tie is None else 0.0
+        return _SideCurves(hair, head_map, ear, side, temple, front, crown, tie, waves)
+
+    @property
+    def on_skull(self) -> float:
+        """The share of a curve that lies on the head; the rest falls."""
+        return 1.0 if self.hair.length <= 0 or self.hair.tie else 0.62
+
+    def __call__(self, u: Floats, t: Floats, extra: Floats) -> Floats:
+        """As ``Curve``."""
         u, t = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(t, dtype=np.float64))
         v = np.clip(u, 0.0, 1.0)
-        # Along the head: from the parting to the hairline, or to where the hair is tied.
+        azimuth, polar = self._follow_head(u, v, t)
+        height = self._rise(v, t, azimuth, polar) + 0.0025 + extra
+        place = self.head_map.at(azimuth, polar)
+        out = place + normalize(place - self.head_map.middle) * height[..., None]
+        return self._fall(out, u, v, t) if self.on_skull < 1.0 else out
+
+    def _follow_head(self, u: Floats, v: Floats, t: Floats) -> tuple[Floats, Floats]:
+        """Azimuth and polar angle, from the parting to the hairline, or to where hair is tied."""
+        ear = self.ear
         back = np.clip(v / 0.55, 0.0, 1.0)[..., None] ** 0.8
-        start = front * (1.0 - back) + crown * back
-        first = 0.0 if tied is not None else mesh.temple
-        azimuth = first + (np.pi - first) * u
-        line = head_map.hairline(side * azimuth)
-        cover = hair.cover * np.exp(-(((azimuth - ear.azimuth) / (2.2 * ear.breadth)) ** 2))
+        start = self.front * (1.0 - back) + self.crown * back
+        azimuth = self.temple + (np.pi - self.temple) * u
+        line = self.head_map.hairline(self.side * azimuth)
+        cover = self.hair.cover * np.exp(-(((azimuth - ear.azimuth) / (2.2 * ear.breadth)) ** 2))
         low = np.maximum(line, line + cover * np.maximum(ear.polar + 0.1 - line, 0.0))
-        end = direction_from_angles(side * azimuth, np.maximum(low - 0.03, 0.2))
-        if tied is not None:  # brushed from the hairline to the tie
-            start, end = end, np.broadcast_to(tied, end.shape)
-        on_skull = 1.0 if hair.length <= 0 or hair.tie else 0.62
-        s = np.clip(t / on_skull, 0.0, 1.0)[..., None]
-        direction = slerp(start, end, s)
-        at, polar = angles_from_direction(direction)
-        # At the temples hair thins out; over an ear it stands off as far as the ear protrudes.
-        rim = np.clip(v / 0.12, 0.0, 1.0) if tied is None else np.ones_like(v)
+        end = direction_from_angles(self.side * azimuth, np.maximum(low - 0.03, 0.2))
+        if self.tie is not None:  # brushed from the hairline to the tie
+            start, end = end, np.broadcast_to(self.tie, end.shape)
+        s = np.clip(t / self.on_skull, 0.0, 1.0)[..., None]
+        return angles_from_direction(slerp(start, end, s))
+
+    def _rise(self, v: Floats, t: Floats, azimuth: Floats, polar: Floats) -> Floats:
+        """Metres from the head.
+
+        At the temples hair thins out; over an ear it stands off as far as the ear protrudes.
+        """
+        hair, ear, on_skull = self.hair, self.ear, self.on_skull
+        kept = 0.3 if hair.tie else 1.0
+        rim = np.clip(v / 0.12, 0.0, 1.0) if self.tie is None else np.ones_like(v)
         rise = np.clip(t / (0.25 * on_skull), 0.0, 1.0)
         fall = np.clip((on_skull - t) / (0.30 * on_skull), 0.0, 1.0)
         loose = 1.0 if hair.length > 0 or hair.cover > 0.5 else 0.0
@@ -166,34 +198,29 @@ def _make_curve(
         )
         height = height * (fall + (1.0 - fall) * (0.30 + 0.5 * loose))
         near = np.exp(
-            -(((np.abs(at) - ear.azimuth) / ear.breadth) ** 2) - ((polar - ear.polar) / 0.30) ** 2
+            -(((np.abs(azimuth) - ear.azimuth) / ear.breadth) ** 2)
+            - ((polar - ear.polar) / 0.30) ** 2
         )
         height = height + hair.cover * near * (ear.reach + 0.004)
-        wave = _evaluate_waves(v, t, waves)
-        height = height * (1.0 + (0.12 + 0.20 * hair.curl) * wave) + 0.0025 + extra
-        place = head_map.at(at, polar)
-        out = place + normalize(place - head_map.middle) * height[..., None]
-        if hair.length > 0 and not hair.tie:
-            drop = np.clip((t - on_skull) / (1.0 - on_skull), 0.0, None)
-            sag = np.interp(v, [0.0, 0.5, 1.0], [1.0, 0.92, 1.06])
-            # The tips of all curves are level: those that leave the head higher fall further.
-            below = np.maximum(out[..., 1] - ear.height, 0.0) + hair.length * sag
-            ahead = (
-                np.interp(v, [0.0, 0.30, 0.55, 1.0], [0.055, 0.035, -0.015, -0.030]) * hair.front
-            )
-            ahead = ahead + np.interp(v, [0.0, 0.4, 1.0], [-0.03, -0.03, 0.010]) * (
-                1.0 - hair.front
-            )
-            wide = 0.010 * np.sin(np.pi * np.minimum(drop, 1.0)) - 0.012 * drop**2
-            swing = hair.curl * 0.010 * np.sin(9.0 * drop + 14.0 * u)
-            outward = np.stack(
-                [side * np.cos(1.2 * v), np.zeros_like(v), -np.sin(1.2 * v)], axis=-1
-            )
-            out = out + np.stack([0.0 * drop, -below * drop, ahead * drop**1.5], axis=-1)
-            out = out + outward * (wide + swing)[..., None]
-        return out
+        wave = _evaluate_waves(v, t, self.waves)
+        return np.asarray(height * (1.0 + (0.12 + 0.20 * hair.curl) * wave))
 
-    return curve
+    def _fall(self, out: Floats, u: Floats, v: Floats, t: Floats) -> Floats:
+        """(..., 3) places on the head, moved down where hair falls beyond it."""
+        hair = self.hair
+        drop = np.clip((t - self.on_skull) / (1.0 - self.on_skull), 0.0, None)
+        sag = np.interp(v, [0.0, 0.5, 1.0], [1.0, 0.92, 1.06])
+        # The tips of all curves are level: those that leave the head higher fall further.
+        below = np.maximum(out[..., 1] - self.ear.height, 0.0) + hair.length * sag
+        ahead = np.interp(v, [0.0, 0.30, 0.55, 1.0], [0.055, 0.035, -0.015, -0.030]) * hair.front
+        ahead = ahead + np.interp(v, [0.0, 0.4, 1.0], [-0.03, -0.03, 0.010]) * (1.0 - hair.front)
+        wide = 0.010 * np.sin(np.pi * np.minimum(drop, 1.0)) - 0.012 * drop**2
+        swing = hair.curl * 0.010 * np.sin(9.0 * drop + 14.0 * u)
+        outward = np.stack(
+            [self.side * np.cos(1.2 * v), np.zeros_like(v), -np.sin(1.2 * v)], axis=-1
+        )
+        out = out + np.stack([0.0 * drop, -below * drop, ahead * drop**1.5], axis=-1)
+        return np.asarray(out + outward * (wide + swing)[..., None])
 
 
 def _evaluate_waves(u: Floats, t: Floats, waves: Floats) -> Floats:
@@ -280,12 +307,7 @@ def _build_locks(
     points = curve(u, tt, arch + 0.3 * lift[..., None])
     streaks = np.broadcast_to(rng.standard_normal(count)[:, None, None], u.shape)
     across = u * 0.26 / mesh.tile + rng.uniform(0, 1, count)[:, None, None]
-    strip = grid(mesh.lock_levels, 3)
-    faces = (
-        (strip[None] + (np.arange(count) * 3 * mesh.lock_levels)[:, None, None])
-        .reshape(-1, 3)
-        .astype(np.int32)
-    )
+    faces = _repeat_strip(mesh.lock_levels, count)
     return _build_strands(
         hair,
         points,
@@ -296,10 +318,15 @@ def _build_locks(
     )
 
 
-def _build_fringe(
-    hair: Hair, head_map: HeadMap, brows: float, mesh: HairMesh, rng: np.random.Generator
-) -> AccessoryMesh:
-    """A sheet and locks over the forehead, from the parting down."""
+def _repeat_strip(levels: int, count: int) -> Ints:
+    """(F, 3) int32 triangles of ``count`` locks, each of three columns of vertices."""
+    strip = grid(levels, 3)
+    apart = (np.arange(count) * 3 * levels)[:, None, None]
+    return np.asarray((strip[None] + apart).reshape(-1, 3).astype(np.int32))
+
+
+def _make_fringe_curve(hair: Hair, head_map: HeadMap, brows: float) -> Curve:
+    """The curves over the forehead: ``u`` from its right side (-1) to its left (1)."""
 
     def curve(v: Floats, t: Floats, extra: Floats) -> Floats:
         v, t = np.broadcast_arrays(np.asarray(v, dtype=np.float64), np.asarray(t, dtype=np.float64))
@@ -317,6 +344,15 @@ def _build_fringe(
         )
         return np.asarray(place + normalize(place - head_map.middle) * height[..., None])
 
+    return curve
+
+
+def _build_fringe(
+    hair: Hair, head_map: HeadMap, brows: float, mesh: HairMesh, rng: np.random.Generator
+) -> AccessoryMesh:
+    """A sheet and locks over the forehead, from the parting down."""
+
+    curve = _make_fringe_curve(hair, head_map, brows)
     v = np.linspace(-1.0, 1.0, mesh.fringe_columns)
     ends = 1.0 - np.abs(rng.normal(0.0, 0.10, len(v)))
     t = np.linspace(0.0, 1.0, mesh.fringe_levels)[:, None] * ends
@@ -341,16 +377,10 @@ def _build_fringe(
     tt = np.broadcast_to(tt[..., None], u.shape)
     arch = np.broadcast_to(np.array([0.001, 0.003, 0.001]), u.shape)
     streaks = np.broadcast_to(rng.standard_normal(count)[:, None, None], u.shape)
-    strip = grid(mesh.fringe_levels, 3)
-    faces = (
-        (strip[None] + (np.arange(count) * 3 * mesh.fringe_levels)[:, None, None])
-        .reshape(-1, 3)
-        .astype(np.int32)
-    )
     locks = _build_strands(
         hair,
         curve(u, tt, arch),
-        faces,
+        _repeat_strip(mesh.fringe_levels, count),
         _shade_strands(hair, 0.6 * tt, streaks),
         u * 0.07 / mesh.tile + 0.3,
         0.6 * tt,
