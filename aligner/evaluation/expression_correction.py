@@ -38,6 +38,7 @@ from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.expression_correction import ExpressionCorrection
 from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.split import Split
 
 EYE_UNITS = ("eyeBlink", "eyeSquint", "eyeWide")
 """Units that move lids, without their side."""
@@ -152,17 +153,17 @@ def learn_expression_correction(
     aligner: Aligner,
     dataset: Dataset,
     *,
-    every: bool,
+    split: Split | None,
     config: ExpressionCorrectionConfig | None = None,
     watch: Callable[[int], object] = lambda views: None,
 ) -> LearnedExpressions:
     """The correction for the dense fits of an aligner.
 
-    From views of held-out identities, or of ``every`` identity where the dataset was not trained
-    on. ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
+    From views of a ``split``: "dev", or None for all where the dataset was not trained on.
+    ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
     """
     config = config or ExpressionCorrectionConfig()
-    readings = read_expressions_of_views(aligner, dataset, every=every, config=config, watch=watch)
+    readings = read_expressions_of_views(aligner, dataset, split=split, config=config, watch=watch)
     return fit_expression_correction(aligner.model, readings, config)
 
 
@@ -170,7 +171,7 @@ def read_expressions_of_views(
     aligner: Aligner,
     dataset: Dataset,
     *,
-    every: bool,
+    split: Split | None,
     config: ExpressionCorrectionConfig,
     watch: Callable[[int], object] = lambda views: None,
 ) -> ExpressionReadings:
@@ -187,7 +188,7 @@ def read_expressions_of_views(
         dataset,
         most=config.views,
         fewest=config.fewest,
-        every=every,
+        split=split,
         purpose="the correction of expressions",
         watch=watch,
     ):

@@ -34,6 +34,7 @@ from dff.face.model.landmarks import nme_box
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.least_squares import ridge
 from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.split import Split
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,18 @@ def learn_fit_correction(
     aligner: Aligner,
     dataset: Dataset,
     *,
-    every: bool,
+    split: Split | None,
     config: FitCorrectionConfig | None = None,
     watch: Callable[[int], object] = lambda views: None,
 ) -> FitCorrection | None:
     """The correction for the dense fits of an aligner, or None where it would not help.
 
-    From views of held-out identities, or of ``every`` identity where the dataset was not trained
-    on. ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
+    From views of a ``split``: "dev", or None for all where the dataset was not trained on.
+    ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
     """
     config = config or FitCorrectionConfig()
     fit_model = build_fit_model(aligner.model, aligner.anchors, aligner.config.fit_model)
-    errors = measure_fits(aligner, fit_model, dataset, every=every, config=config, watch=watch)
+    errors = measure_fits(aligner, fit_model, dataset, split=split, config=config, watch=watch)
     return fit_correction(fit_model, errors, config)
 
 
@@ -112,7 +113,7 @@ def measure_fits(
     fit_model: FitModel,
     dataset: Dataset,
     *,
-    every: bool,
+    split: Split | None,
     config: FitCorrectionConfig,
     watch: Callable[[int], object] = lambda views: None,
 ) -> FitErrors:
@@ -128,7 +129,7 @@ def measure_fits(
         dataset,
         most=config.views,
         fewest=config.fewest,
-        every=every,
+        split=split,
         purpose="the correction of fits",
         watch=watch,
     ):

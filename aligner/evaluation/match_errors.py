@@ -26,6 +26,7 @@ from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
 from dff.infra.datasets.dataset import Dataset, spread_views
 from dff.infra.datasets.shards import ViewRow
+from dff.infra.datasets.split import Split
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,19 @@ def estimate_match_errors(
     aligner: Aligner,
     dataset: Dataset,
     *,
-    every: bool,
+    split: Split | None,
     config: MatchErrorConfig | None = None,
 ) -> Floats:
     """(A, 3, K) metres: fields of one standard deviation at the anchors, in the head frame.
 
-    From views of held-out identities, or of ``every`` identity where the dataset was not trained
-    on. Raises BadDataset when it has too few.
+    From views of a ``split``: "dev", or None for all where the dataset was not trained on.
+    Raises BadDataset when it has too few.
     """
     config = config or MatchErrorConfig()
     views = spread_views(
         dataset,
         config.views,
-        split=None if every else "dev",
+        split=split,
         fewest_visible=config.fewest_landmarks,
     )
     if len(views) < 2 * config.fields:

@@ -14,6 +14,7 @@ from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.infra.datasets.dataset import Dataset, spread_views
 from dff.infra.datasets.shards import ViewRow
+from dff.infra.datasets.split import Split
 
 
 def fit_views(
@@ -22,17 +23,17 @@ def fit_views(
     *,
     most: int,
     fewest: int,
-    every: bool,
+    split: Split | None,
     purpose: str,
     watch: Callable[[int], object],
 ) -> Iterator[tuple[ViewRow, int]]:
     """Each view when it is fitted, from a box with the errors of a detector, and whom it shows.
 
-    People are numbered. At most ``most`` views of held-out identities, or of ``every`` identity.
+    People are numbered. At most ``most`` views of a ``split``; None: of both.
     ``watch`` is told the number of views after each. Raises BadDataset, which names the
     ``purpose``, when there are fewer than ``fewest``.
     """
-    rows = spread_views(dataset, most, split=None if every else "dev")
+    rows = spread_views(dataset, most, split=split)
     if len(rows) < fewest:
         raise BadDataset(
             f"{dataset.storage.uri} has {len(rows)} views to learn {purpose} from; at least "

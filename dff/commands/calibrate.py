@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from dff.commands.options import (
     choose_destination,
 )
 from dff.face.extras import require_extra
+
+if TYPE_CHECKING:
+    from dff.infra.datasets.split import Split
 
 
 def calibrate(
@@ -104,15 +107,16 @@ def calibrate(
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
+    split: Split | None = None if every_view else "dev"
     if match_errors:
-        fields = estimate_match_errors(aligner, data, every=every_view).astype(np.float32)
+        fields = estimate_match_errors(aligner, data, split=split).astype(np.float32)
         aligner = aligner.with_dense_fits(anchors=replace(aligner.anchors, error_fields=fields))
         if aligner.fit_correction is None and not correction and loaded.fit_correction:
             typer.echo("the correction of fits is removed: --correction learns it anew")
     if correction:
         with tqdm(total=FitCorrectionConfig().views, unit=" views") as bar:
             found = learn_fit_correction(
-                aligner, data, every=every_view, watch=lambda done: bar.update(done - bar.n)
+                aligner, data, split=split, watch=lambda done: bar.update(done - bar.n)
             )
         aligner = aligner.with_dense_fits(fit_correction=found)
         if found is None:

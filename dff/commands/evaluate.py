@@ -32,6 +32,7 @@ from dff.infra.networks.weights_names import REGISTERED
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
     from dff.aligner.evaluation.benchmarks import Disturbance, Report
+    from dff.infra.datasets.split import Split
     from dff.infra.storage import S3Access
 
 
@@ -67,7 +68,7 @@ def evaluate(
         Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")
     ] = None,
     box: Annotated[BoxSource, typer.Option(help="Source of the face boxes.")] = BoxSource.landmarks,
-    every: Annotated[
+    all_photos: Annotated[
         bool,
         typer.Option("--all", help="300w, matching: all photos or views, not only held-out ones."),
     ] = False,
@@ -123,7 +124,7 @@ def evaluate(
         raise typer.BadParameter(f"{protocol.value} reads the labels of its folder, not --labels")
     if box is BoxSource.detector and protocol not in (Benchmark.aflw2000, Benchmark.w300):
         raise typer.BadParameter(f"{protocol.value} has boxes of its own, not --box detector")
-    if every and protocol not in (Benchmark.w300, Benchmark.matching):
+    if all_photos and protocol not in (Benchmark.w300, Benchmark.matching):
         raise typer.BadParameter(f"{protocol.value} evaluates all photos, without --all")
     if robust and (protocol is Benchmark.matching or box is not BoxSource.landmarks):
         raise typer.BadParameter(
@@ -139,7 +140,7 @@ def evaluate(
             weights,
             model=model,
             pairs=pairs,
-            every=every,
+            split=None if all_photos else "dev",
             labels=labels,
             json_out=json_out,
             pictures=pictures,
@@ -165,7 +166,7 @@ def evaluate(
         return
 
     def measure(disturbance: Disturbance) -> Report:
-        return _measure(protocol, folder, aligner, labels, box, every, disturbance)
+        return _measure(protocol, folder, aligner, labels, box, all_photos, disturbance)
 
     report = measure(Disturbance())
     typer.echo(report.protocol)
@@ -214,7 +215,7 @@ def _measure(
     aligner: Aligner,
     labels: Path | None,
     box: BoxSource,
-    every: bool,
+    all_photos: bool,
     disturbance: Disturbance,
 ) -> Report:
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
@@ -224,7 +225,11 @@ def _measure(
             folder, aligner, labels=labels, box=box.value, disturbance=disturbance
         )
     return evaluate_300w(
-        folder, aligner, box=box.value, split="all" if every else "dev", disturbance=disturbance
+        folder,
+        aligner,
+        box=box.value,
+        split="all" if all_photos else "dev",
+        disturbance=disturbance,
     )
 
 
@@ -286,7 +291,7 @@ def _evaluate_matching(
     *,
     model: str | None,
     pairs: int,
-    every: bool,
+    split: Split | None,
     labels: Path | None,
     json_out: Path | None,
     pictures: Path | None,
@@ -302,7 +307,7 @@ def _evaluate_matching(
         weights,
         model=model,
         count=pairs,
-        every=every,
+        split=split,
         labels=labels,
         endpoint_url=endpoint_url,
         access=access,

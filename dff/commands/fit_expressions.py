@@ -69,7 +69,7 @@ def fit_expressions(
         found = learn_expression_correction(
             aligner,
             data,
-            every=every_view,
+            split=None if every_view else "dev",
             watch=lambda done: bar.update(done - bar.n),
         )
     typer.echo(f"errors on people of their own before: {found.before}")

@@ -13,6 +13,7 @@ from dff.face.errors import BadDataset, BadLandmarks, BadPhoto
 from dff.face.io.assets import load_model
 from dff.face.matching import CROP, augment_for_matching
 from dff.infra.datasets.dataset import open_dataset
+from dff.infra.datasets.split import Split
 from dff.infra.networks import weights as weights_files
 from dff.infra.photos.images import decode
 from dff.infra.photos.landmark_files import parse_mat, parse_reannotated
@@ -59,7 +60,7 @@ def evaluate_matching(
     *,
     model: str | None = None,
     count: int,
-    every: bool,
+    split: Split | None,
     labels: Path | None = None,
     endpoint_url: str | None = None,
     access: S3Access = WITH_CREDENTIALS,
@@ -68,7 +69,7 @@ def evaluate_matching(
 
     ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files,
     whose points ``labels`` may replace. ``model``: the face model of the views, by default the
-    dataset's own. ``every``: all identities of a dataset, not the held-out ones only.
+    dataset's own. ``split``: of a dataset; None: both.
     ``endpoint_url`` and ``access``: of an S3 server other than AWS, and as whom it is asked, for
     the dataset and the weights. Raises
     BadDataset without views, BadLandmarks for unreadable labels.
@@ -83,7 +84,7 @@ def evaluate_matching(
             source,
             model,
             count=count,
-            every=every,
+            split=split,
             rng=rng,
             endpoint_url=endpoint_url,
             access=access,
@@ -100,7 +101,7 @@ def _pair_views(
     model: str | None,
     *,
     count: int,
-    every: bool,
+    split: Split | None,
     rng: np.random.Generator,
     endpoint_url: str | None,
     access: S3Access,
@@ -109,7 +110,7 @@ def _pair_views(
     rows = []
     identities: set[str] = set()
     for index in range(len(opened.shards)):
-        held = [row for row in opened.read_shard(index) if every or row.split == "dev"]
+        held = [row for row in opened.read_shard(index) if split in (None, row.split)]
         rows += held
         identities |= {row.identity_id for row in held}
         if len(identities) >= IDENTITIES:

@@ -153,7 +153,7 @@ def test_fits_of_views_are_measured_against_their_true_states() -> None:
     data = open_dataset(str(Path(__file__).parents[3] / "samples" / "views-200"))
     fit_model = build_fit_model(aligner.model, aligner.anchors, aligner.config.fit_model)
     done: list[int] = []
-    found = measure_fits(aligner, fit_model, data, every=True, config=config, watch=done.append)
+    found = measure_fits(aligner, fit_model, data, split=None, config=config, watch=done.append)
     assert done == list(range(1, 7))
     size = fit_model.face_size(found.state)
     change = np.where(
@@ -170,5 +170,5 @@ def test_fits_of_views_are_measured_against_their_true_states() -> None:
     assert after < 0.015 < before
     with pytest.raises(BadDataset, match="at least 1000 are needed"):
         measure_fits(
-            aligner, fit_model, data, every=True, config=FitCorrectionConfig(), watch=done.append
+            aligner, fit_model, data, split=None, config=FitCorrectionConfig(), watch=done.append
         )

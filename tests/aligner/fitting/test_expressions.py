@@ -109,7 +109,7 @@ def test_what_descriptors_tell_is_learned_and_chance_is_not(open_head: Morphable
 def test_views_are_read_against_their_true_expressions() -> None:
     dataset = open_dataset(str(SAMPLES))
     config = ExpressionCorrectionConfig(views=6, fewest=6)
-    readings = read_expressions_of_views(load_aligner(), dataset, every=True, config=config)
+    readings = read_expressions_of_views(load_aligner(), dataset, split=None, config=config)
     assert readings.seen.shape[1:] == (POINTS, 32)
     assert readings.mirrored.tolist() == [False, True] * (len(readings.mirrored) // 2)
     names = load_aligner().model.expression_names
@@ -119,7 +119,7 @@ def test_views_are_read_against_their_true_expressions() -> None:
     assert np.linalg.norm(readings.away, axis=2).mean() < 10.0  # mm
     with pytest.raises(BadDataset, match="200 views to learn the correction of expressions from"):
         read_expressions_of_views(
-            load_aligner(), dataset, every=True, config=ExpressionCorrectionConfig()
+            load_aligner(), dataset, split=None, config=ExpressionCorrectionConfig()
         )
 
 
