@@ -208,9 +208,9 @@ class Aligner:
         _ = self.person_meter, self.multi_image_fitter
 
     def describe_search(self, image: Bytes) -> str:
-        """That an image is searched coarser than by default, so that small faces may be missing.
+        """A note that an image is searched coarser than by default: small faces may be missing.
 
-        "" for one that is not: a quick search leaves out the tiles of images of more than
+        "" for an image that is not: a quick search leaves out the tiles of images of more than
         ``DetectorConfig.untiled`` pixels.
         """
         return describe_coarse_search(self.detector, self.config, image)
@@ -218,10 +218,10 @@ class Aligner:
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.
 
-        A box's alignment may say that it failed; what was only detected and fails is no face and
-        left out, so the list may be empty: a ``FoundFaces``, which tells what was refused. A face
+        The alignment of a given box may say that it failed; detected faces whose fit fails are left
+        out. So the list may be empty: it is a ``FoundFaces``, which tells what was refused. A face
         in a given box may lie on its side or upside down. Raises BadPhoto for an array that is no
-        such image, ValueError for a box that does not meet it.
+        such image, ValueError for a box outside of the image.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
 
@@ -245,9 +245,9 @@ class Aligner:
     ) -> Steps[list[list[Alignment]]]:
         """``align_batch`` as a generator that returns its value and yields between steps.
 
-        It yields requests to align at most so many ``faces``, which are answered by
-        ``align_requests``, and None between the steps of searches and of second fits. A server can
-        do other work in between, and answer several requests at once. Raises as ``align_batch``.
+        It yields requests to align at most ``faces`` faces, which ``align_requests`` answers, and
+        None between the steps of searches and of second fits. A server can do other work in
+        between, and answer several requests at once. Raises as ``align_batch``.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
@@ -302,7 +302,7 @@ class Aligner:
         return [[next(rest) for _ in request.detections] for request in requests]
 
     def run_to_end(self, steps: Steps[T]) -> T:
-        """What a call in steps returns, without a pause between them."""
+        """Run a call in steps without a pause; returns what the call returns."""
         answer: list[Alignment] | None = None
         while True:
             try:
@@ -457,9 +457,9 @@ class Aligner:
         Where no box is given, the face on which the photos agree is the person, among faces that
         agree alike the largest. Photos without a face, whose alignment failed, or whose face is
         someone else's are left out and named in the answer. Photos that may show someone else are
-        kept and named in ``PersonAlignment.doubts``. Raises NoFace when no photo is left, else as
-        ``align``. The face may differ from what identities of the model
-        form, by ``PersonAlignment.residual_deformation``.
+        kept and named in ``PersonAlignment.doubts``. The face may differ from what identities of
+        the model form, by ``PersonAlignment.residual_deformation``. Raises NoFace when no photo is
+        left, else as ``align``.
         """
         return self.run_to_end(self.align_person_in_steps(images, boxes, faces=self.config.batch))
 

@@ -82,7 +82,7 @@ def _average_blocks(image: Bytes, size: tuple[int, int]) -> Search[Bytes]:
 def _divide(
     length: int, count: int
 ) -> tuple[Int[Array, " areas"], Int[Array, " ends"], Float[Array, " parts"]]:
-    """So many equal areas along a side: the first pixel of each, and the weights of its pixels.
+    """``count`` equal areas along a side: the first pixel of each, and the weights of its pixels.
 
     The weights of area ``i`` are those from ``ends[i]`` to ``ends[i + 1]``.
     """

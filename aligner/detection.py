@@ -68,7 +68,7 @@ Search: TypeAlias = Generator[None, None, T]
 
 
 def search_to_end(search: Search[T]) -> T:
-    """What a search returns, without a pause between its steps."""
+    """Run a search without a pause between its steps; returns what the search returns."""
     while True:
         try:
             next(search)

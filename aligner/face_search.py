@@ -121,9 +121,9 @@ def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:
 
 
 def describe_coarse_search(detector: FaceDetector, config: AlignConfig, image: Bytes) -> str:
-    """That an image is searched coarser than by default, so that small faces may be missing.
+    """A note that an image is searched coarser than by default: small faces may be missing.
 
-    "" for one that is not: a quick search leaves out the tiles of images of more than
+    "" for an image that is not: a quick search leaves out the tiles of images of more than
     ``DetectorConfig.untiled`` pixels.
     """
     longest = 0

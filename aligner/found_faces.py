@@ -14,8 +14,9 @@ CONTRADICTING = 0.1  # intersection over union of a sure face and an unsure one 
 
 
 class FoundFaces(list[Alignment]):
-    """The faces of an image. Where there is none, ``refused`` are the fits that failed, the one of
-    the highest confidence first.
+    """The faces of an image.
+
+    Where there is none, ``refused`` are the fits that failed, by falling confidence.
     """
 
     def __init__(self, faces: Iterable[Alignment], refused: Iterable[Alignment] = ()) -> None:
@@ -51,7 +52,7 @@ def _excludes(kept: Alignment, other: Alignment) -> bool:
 
 
 def describe_missing_face(found: Sequence[Alignment], image: str = "") -> str:
-    """That no face was found in an ``image``, and why the candidates are none."""
+    """A sentence: no face was found in an ``image``, and why the candidates were refused."""
     missing = f"no face found in {image}" if image else "no face found"
     refused = describe_refused(found)
     return (

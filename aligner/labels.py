@@ -29,7 +29,7 @@ class Rectangle:
 
     @staticmethod
     def at(x: float, y: float, size: tuple[int, int]) -> Rectangle:
-        """Of this width and height, with its upper left corner at (x, y)."""
+        """The rectangle of this width and height with its upper left corner at (x, y)."""
         return Rectangle(round(x), round(y), round(x) + size[0], round(y) + size[1])
 
     @staticmethod
@@ -40,12 +40,12 @@ class Rectangle:
 
     @staticmethod
     def of_points(points: Floats) -> Rectangle:
-        """What (N, 2) pixels span."""
+        """The bounding rectangle of (N, 2) points."""
         low, high = np.floor(points.min(0)), np.ceil(points.max(0))
         return Rectangle(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
 
     def grown(self, reach: int) -> Rectangle:
-        """With ``reach`` pixels more on each side."""
+        """The rectangle with ``reach`` more pixels on each side."""
         return Rectangle(self.x0 - reach, self.y0 - reach, self.x1 + reach, self.y1 + reach)
 
     def moved_into(self, shape: tuple[int, ...]) -> Rectangle:

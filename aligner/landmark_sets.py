@@ -30,7 +30,7 @@ class WrongModel(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class PointBias:
-    """What separates P points that people mark from those of a fitted mesh.
+    """The bias of people who mark P points, relative to those of a fitted mesh.
 
     Where they place the points, by the head's pose and shape, and which of them they take for
     visible, by its pose. Raises ValueError for tables that do not fit together.

@@ -57,7 +57,7 @@ class PersonAligner:
             if not lost:
                 doubts = {i: why for i, why in doubts.items() if i in fitted}
                 return PersonAlignment.of(self.model, len(images), fitted, left_out, doubts)
-            left_out |= lost  # the others are fitted once more, since these had a say
+            left_out |= lost  # these affected the fit of the others, which is repeated
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
 

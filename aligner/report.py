@@ -44,7 +44,7 @@ def head_from_reference(model: str) -> Floats:
 
 @dataclass(frozen=True)
 class SteppedFaces:
-    """What a pass leaves of the faces that it stepped, for their traces."""
+    """The states of the faces that a pass has moved, for their traces."""
 
     faces: Int[Array, " stepped"]  # numbers
     state: FitState
@@ -126,8 +126,8 @@ class Reporter:
     def confirm(self, face: Alignment, probability: float) -> Alignment:
         """A refused face, judged again with the ``probability`` of a detector that sees it, too.
 
-        Fit and detector are different networks, so their odds are multiplied. Faces that are not
-        refused, or would be in spite of that, are returned as they are.
+        Fit and detector are different networks, so their odds are multiplied. Faces that were not
+        refused, or are still refused with these odds, are returned as they are.
         """
         if not face.failed or face.features is None:
             return face

@@ -33,8 +33,8 @@ class OtherStarts:
         Where it failed, the first is in the middle of the box, which may hold parts of other faces
         beside its own. Where hardly a pixel of the box looks like a face, its middle shows none,
         nor is there one that is turned slightly.
-        What is fitted to a face from the wrong side and yet trusted lies upside down on it, more or
-        less: so the start beside a doubtful fit is half a turn away from it.
+        A wrong fit that is trusted mostly lies upside down on the face: so the start beside a
+        doubtful fit is half a turn away from it.
         """
         turns, depth = config.turned_starts, config.inverse_depth
         if upright.failed:

@@ -83,7 +83,7 @@ class FusedBlock:
 
 
 class ImageMaps(NamedTuple):
-    """What is computed of one image of some shape."""
+    """The maps that are computed of one image of some shape."""
 
     # RGB in integers with a border of zeros one pixel wide, for the stem
     image: Ints
@@ -279,7 +279,7 @@ class FusedTrunk:
             _rectify(product, sums, *self.stem.norm, False, maps[0])
 
     def _blocks(self, found: ImageMaps) -> Iterator[Callable[[], None]]:
-        """What follows the stem, block by block."""
+        """The layers after the stem, block by block."""
         product, maps = found.product, found.levels
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):

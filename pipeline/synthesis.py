@@ -320,7 +320,7 @@ class Estimate:
     near_duplicates: tuple[tuple[str, ...], ...] = ()  # groups of photo ids
 
     def lines(self, workers: int) -> list[str]:
-        """For people."""
+        """The estimate in words, a line each."""
         duration = describe_duration(self.seconds / max(workers, 1))
         size = f"about {self.bytes / 1e6:.0f} MB" if self.bytes >= 1e6 else "less than 1 MB"
         lines = [

@@ -175,11 +175,11 @@ class TrainConfig:
             )
 
     def is_log_step(self, step: int) -> bool:
-        """Whether figures are logged after so many steps."""
+        """Whether figures are logged after step ``step``."""
         return step % self.log_every == 0 or step == self.steps
 
     def is_checkpoint_step(self, step: int) -> bool:
-        """Whether a checkpoint is made after so many steps."""
+        """Whether a checkpoint is made after step ``step``."""
         return step % self.checkpoint_every == 0 or step == self.steps
 
     def check_workers(self, workers: int) -> None:
@@ -191,7 +191,7 @@ class TrainConfig:
             )
 
     def count_used_workers(self, workers: int) -> int:
-        """The most of so many workers that the batch splits over; the others have to stand by."""
+        """The most of the ``workers`` that the batch splits over; the others have to stand by."""
         groups = self.batch // self.views
         return max(n for n in range(1, min(workers, groups) + 1) if groups % n == 0)
 

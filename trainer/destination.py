@@ -55,7 +55,7 @@ def resolve_destination(out: Path | str, *, endpoint_url: str | None = None) -> 
 
 
 def describe_destination(to: Destination) -> str:
-    """For people, without passwords."""
+    """The destination in words, without passwords."""
     return hide_secrets(to.file) if to.file is not None else f"{REGISTERED}{to.name}"
 
 

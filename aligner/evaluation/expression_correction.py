@@ -62,8 +62,8 @@ class ExpressionCorrectionConfig:
     """The training of expression corrections. Raises ValueError for counts that make no sense."""
 
     views: int = 12_000  # at most
-    fewest: int = 1000  # views, below which a network would learn them by heart
-    folds: int = 5  # the identities of one in so many parts judge
+    fewest: int = 1000  # views, below which a network would overfit
+    folds: int = 5  # one in ``folds`` identities is held out to measure the errors
     worst: float = 0.12  # ``nme_box`` beyond which a fit failed, and tells nothing
     # chosen on rendered views and, for the eyes, on photos of 300-W
     eyes: HiddenLayerConfig = HiddenLayerConfig(32, 8, 5.0, 0.02)
@@ -371,7 +371,7 @@ class _Net(nn.Module):
 
 @dataclass(frozen=True)
 class _Truth:
-    """What the change of some units should reach."""
+    """The targets of the changes of some units."""
 
     units: Tensor
     fitted: Tensor
@@ -401,7 +401,7 @@ class _Truth:
     def loss(
         self, rows: Tensor, change: Tensor, layer: HiddenLayerConfig, farthest: float
     ) -> Tensor:
-        """Of a batch's ``change``."""
+        """The loss of a batch's ``change``."""
         left = self.left[rows] - change
         every = torch.zeros(len(rows), len(self.mirror)).index_copy(1, self.units, change)
         every = torch.where(self.mirrored[rows][:, None], every[:, self.mirror], every)

@@ -42,10 +42,10 @@ class FitCorrectionConfig:
     """The regression of fit corrections. Raises ValueError for counts that make no sense."""
 
     views: int = 12_000  # at most
-    fewest: int = 1000  # views, below which a map would follow chance
+    fewest: int = 1000  # views, below which a map would overfit
     # of the ridge, in mean squares of a feature row: those that are tried
     penalties: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
-    folds: int = 5  # the identities of one in so many parts choose the penalty
+    folds: int = 5  # one in ``folds`` identities is held out to choose the penalty
     # of the predicted change that is applied: photos differ from rendered views (chosen on 272
     # photos of AFLW2000-3D and 185 of 300-W)
     strength: float = 0.6

@@ -42,7 +42,7 @@ class RefinementConfig:
 
     # of the ridge, in mean squares of a feature row: those that are tried
     penalties: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    folds: int = 5  # the photos of one in so many parts choose the penalty
+    folds: int = 5  # one in ``folds`` photos is held out to choose the penalty
     worst: float = 0.015  # metres: mean displacement beyond which a fit failed, and tells nothing
 
 

@@ -17,7 +17,7 @@ from dff.infra.datasets.shards import ViewRow
 class TrueStateConfig:
     """How closely states follow a view. Raises ValueError for counts that make no sense."""
 
-    anchors: int = 4  # every so many anchors count, beside the landmarks
+    anchors: int = 4  # one in ``anchors`` anchors counts, beside the landmarks
     landmark_weight: float = 3.0  # over an anchor's: alignments are evaluated at the landmarks
     noise: float = 0.015  # face sizes: how closely the projected points are followed
     observations: float = 50.0  # independent points that these count as

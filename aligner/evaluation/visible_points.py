@@ -54,7 +54,7 @@ STEPS = 25  # of Newton's method, which needs about ten
 
 @dataclass(frozen=True)
 class AflwCrops:
-    """What AFLW's crops are like."""
+    """The geometry of the crops of AFLW."""
 
     box: Box  # of the face in a crop
     side: int  # px

@@ -32,7 +32,7 @@ class OccludingContour:
 
     @staticmethod
     def empty(faces: int, points: int) -> OccludingContour:
-        """Room for so many points of each face, none of them in use."""
+        """Room for ``points`` points of each face, none of them in use."""
         return OccludingContour(
             vertices=np.zeros((faces, points, 2), np.int32),
             share=np.zeros((faces, points)),

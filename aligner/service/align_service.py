@@ -289,7 +289,7 @@ class AlignService:
             yield photos
 
     async def _decode(self, image: UploadFile, count: int) -> DecodedImage:
-        """The image of a file with so many pixels; large ones are decoded one after another."""
+        """The image of a file of ``count`` pixels; large ones are decoded one after another."""
         measures, arrived = get_measures(), time.monotonic()
         async with nullcontext() if count < LARGE else self._decoding:
             measures.count("queue", time.monotonic() - arrived)

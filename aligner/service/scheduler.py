@@ -100,7 +100,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a call returned after its last step."""
+    """The value that a call returned after its last step."""
 
     value: Any
 
@@ -109,7 +109,7 @@ StepResult = FaceRequest | Finished | Exception | None
 
 
 class Durations:
-    """How long the aligner takes, learned from what it took: alike for a search and for a face."""
+    """Expected durations of the aligner, learned from past ones: alike for a search and a face."""
 
     def __init__(self, first: float = 0.15) -> None:
         self.unit = first  # seconds to search a small photo, or to align a face
@@ -119,13 +119,13 @@ class Durations:
         return self.unit * count_units(photo, faces=1)
 
     def learn(self, photo: Photo, faces: int, seconds: float) -> None:
-        """Take in that a photo with so many ``faces`` took so many ``seconds``."""
+        """Learn from a photo with ``faces`` faces that took ``seconds``."""
         unit = seconds / max(count_units(photo, faces), 1.0)
         self.unit += LEARNING * (unit - self.unit)
 
 
 def count_units(photo: Photo, faces: int) -> float:
-    """The work for a photo, in that of a face; with so many faces, if it is searched."""
+    """The work for a photo, in units of a face; ``faces``: of a photo that is searched."""
     image, boxes = photo
     if boxes is not None:
         return max(len(boxes), 1)
@@ -232,7 +232,7 @@ class Scheduler:
     async def run_steps(
         self, steps: Steps[T], aligner: FaceAligner, *, like: Photo | None = None
     ) -> T:
-        """What a call in steps returns or raises, which has its turns beside those of photos.
+        """Run a call in steps beside those of photos; returns or raises what the call does.
 
         ``aligner`` answers its requests. ``like``: a photo that takes as long; None where that is
         not known. Measures the request.
@@ -360,7 +360,7 @@ class Scheduler:
                 self._note(call, result, share)
 
     def _note(self, call: Call, result: StepResult, seconds: float) -> None:
-        """Take in what a step of so many ``seconds`` gave."""
+        """Record the result of a step that took ``seconds``."""
         call.seconds += seconds
         call.begun = True
         if result is None or isinstance(result, FaceRequest):
@@ -431,7 +431,7 @@ def _settle(future: asyncio.Future[Any], value: Any = None, error: Exception | N
 
 
 def _step(calls: Sequence[Call]) -> list[StepResult]:
-    """What each call's steps yield, return or raise next."""
+    """The next result of each call: what its steps yield, return or raise."""
     return [
         answer if isinstance(answer, Exception) else _send(call.steps, answer)
         for call, answer in zip(calls, _answer(calls), strict=True)

@@ -243,8 +243,8 @@ class Tracker:
     def step_in_steps(self, frame: Bytes, time: float, *, faces: int) -> Steps[list[Tracked]]:
         """``step`` as a generator that returns its value and yields between its parts.
 
-        It yields the requests of ``Aligner.align_in_steps`` for at most so many ``faces``. One that
-        is closed before its end has tracked nothing: the next frame goes on from the one before.
+        It yields the requests of ``Aligner.align_in_steps`` for at most ``faces`` faces. If it is
+        closed before its end, the frame counts as not seen.
         """
         if not (np.isfinite(time) and time > self.time):
             raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")

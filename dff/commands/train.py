@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Precision(StrEnum):
-    """Of the network's activations in training."""
+    """The precision of the network's activations in training."""
 
     fp32 = "fp32"
     bf16 = "bf16"

@@ -93,7 +93,7 @@ class ImageResult:
 
 @dataclass
 class ImageCounts:
-    """How the images of a command went."""
+    """Counts of a command's images, by outcome."""
 
     faces: int = 0
     images: int = 0

@@ -57,7 +57,7 @@ class PhotoLabel:
 
 @dataclass
 class LabelCounts:
-    """How the photos of a command went."""
+    """Counts of a command's photos, by outcome."""
 
     before: int = 0  # photos that had landmarks already
     labelled: int = 0

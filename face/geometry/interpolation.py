@@ -50,7 +50,7 @@ def bilinear_with_gradient(image: Floats, px: Floats) -> tuple[Floats, Floats]:
 
 @register_jitable(inline="always")
 def bilinear_cell(x, y, columns, rows):  # type: ignore[no-untyped-def]
-    """For compiled code: (left, top, fx, fy), the four pixels round a place and its place in them.
+    """(left, top, fx, fy): the four pixels round a place and its place in them, for compiled code.
 
     (x, y) count from the first pixel's centre. Images of one row or column have no second pixel:
     take ``min(left + 1, columns - 1)``.

@@ -106,7 +106,7 @@ class Nearest:
 
 @njit(cache=CACHE)
 def _project(points: Floats, corners: Floats, candidates: Ints) -> tuple[Ints, Floats, Floats]:
-    """Of (N, K) candidate triangles (F, 3, 3) the one nearest to each of (N, 3) points.
+    """The nearest of (N, K) candidate triangles (F, 3, 3) to each of (N, 3) points.
 
     Returned are its number, the barycentrics (N, 3) of the closest point on it, and (N,) its
     squared distance.

@@ -50,7 +50,7 @@ class UprightPose:
 
     @staticmethod
     def of(rotation: Floats) -> UprightPose:
-        """Of (B, 3, 3) rotations ``cam_from_head``. A head seen along its own axis is upright."""
+        """The poses of (B, 3, 3) ``cam_from_head``; a head seen along its own axis is upright."""
         upright = np.empty((len(rotation), 2, 2))
         yaw, pitch = np.empty((2, len(rotation)))
         find_upright(rotation, upright, yaw, pitch)

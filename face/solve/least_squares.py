@@ -97,10 +97,10 @@ def eliminate_scalars(own: Floats, coupling: Floats, own_gradient: Floats) -> tu
 
 
 def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """For each penalty the (F, T) weight and (T,) offset that map (N, F) rows to (N, T) targets.
+    """Ridge regression: (F, T) weights and (T,) offsets that map (N, F) rows to (N, T) targets.
 
-    A penalty multiplies the mean square length of the centred rows. The primal or the dual system
-    is solved, whichever is smaller.
+    One pair for each penalty, which multiplies the mean square length of the centred rows. The
+    primal or the dual system is solved, whichever is smaller.
     """
     # A second of import that only trainings need.
     from scipy.linalg import cho_factor, cho_solve

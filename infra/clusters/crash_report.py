@@ -38,10 +38,10 @@ if sys.stdin.buffer.read() != sys.argv[1].encode():
 
 @contextmanager
 def reported_crashes(reason: str, folder: Path | None = None) -> Iterator[Path]:
-    """For the length of a ``with`` block a process that is aborted leaves one line on standard
-    error: ``reason`` and the name of the log in ``folder`` (by default the one for temporary files)
-    that holds what native code wrote to standard error.
+    """Let a process that is aborted in a ``with`` block leave one line on standard error.
 
+    The line has the ``reason`` and the name of a log in ``folder`` (by default the one for
+    temporary files), which holds what native code wrote to standard error.
     Python's own output stays where it is. The log is removed when the block ends in any other way.
     """
     number, name = tempfile.mkstemp(prefix="dff-crash-", suffix=".log", dir=folder)

@@ -135,7 +135,7 @@ class ViewRow:
         return str(named or default_group(self.photo_id or self.identity_id))
 
     def coefficients(self, model: MorphableModel) -> Coefficients:
-        """Of the face in the view. ``model``: the row's own."""
+        """The coefficients of the face in the view. ``model``: the row's own."""
         return model.unpack_identity(self.identity, self.expression)
 
     def pixels(self) -> Bytes:

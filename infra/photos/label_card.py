@@ -23,7 +23,7 @@ _TAGS = ["faces", "facial-landmarks", "predicted-labels", "croissant"]
 
 @dataclass(frozen=True)
 class LabelledPhotos:
-    """What a card says of a folder of photos."""
+    """A folder of labelled photos, as its card describes it."""
 
     image_keys: Sequence[str]
     landmarks: int  # photos that have a file of landmarks
@@ -32,7 +32,7 @@ class LabelledPhotos:
 
     @property
     def suffixes(self) -> list[str]:
-        """Of the photos' files, each once, as they are written."""
+        """The suffixes of the photos' files, each once, as they are written."""
         found = {key.rpartition("/")[2].rpartition(".") for key in self.image_keys}
         return sorted({f".{suffix}" for _, dot, suffix in found if dot})
 

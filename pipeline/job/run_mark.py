@@ -21,7 +21,7 @@ _RUNNING, _ENDED = (json.dumps({"state": state}).encode() for state in ("running
 
 @dataclass(frozen=True)
 class RunMark:
-    """What the last run has told."""
+    """The mark that the last run of a job has left."""
 
     ended: bool  # interrupted or failed
     told: float  # Unix seconds of the storage's clock

@@ -202,7 +202,7 @@ class InverseTables:
     samples: SkinSamples
 
     def coefficients(self, face: fit.FaceState) -> Coefficients:
-        """Of a face (a batch of one)."""
+        """The coefficients of a face (a batch of one)."""
         identity, expression = np.split(face.coefficients[0], [self.fit_model.identities])
         return Coefficients(identity, expression)
 
@@ -495,7 +495,7 @@ def _render_fit(task: _Task, scene: FaceAppearance) -> _RenderedFit:
 
 
 def _measure_landmarks(task: _Task, found: Floats) -> dict[str, float]:
-    """Of (68, 2) fitted landmarks."""
+    """The measures of ``Recovery.quality`` of (68, 2) fitted landmarks."""
     config = task.tables.config
     box = float(np.sqrt(np.prod(np.ptp(task.targets, axis=0))))
     away = np.linalg.norm(found - task.targets, axis=1) / box

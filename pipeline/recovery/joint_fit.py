@@ -68,7 +68,7 @@ class JointFitProblem:
 
     @property
     def colour_strength(self) -> float:
-        """For each sample, per squared colour."""
+        """The weight of each sample, per squared colour."""
         count = max(len(self.samples.mean), 1)
         return self.config.independent_colours / self.config.colour_sd**2 / count
 

@@ -63,7 +63,7 @@ class LandmarkFitModel:
 
     @staticmethod
     def build(model: MorphableModel, identities: int, expressions: int) -> LandmarkFitModel:
-        """The part of a model that its landmarks need, with so many coefficients of each kind."""
+        """The part of a model that its landmarks need, with these numbers of coefficients."""
         vertices = model.landmarks.used
         mean, basis = model.basis_of_vertices(vertices, identities, expressions)
         row = np.full(len(model.template), -1)

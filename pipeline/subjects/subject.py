@@ -68,7 +68,7 @@ class Person:
             raise ValueError(f"Person wants (V, 3) and (S, S, 4), got {neutral} and {texture}")
 
     def coefficients(self, expression: Floats) -> Coefficients:
-        """Of the face with (E,) activations."""
+        """The coefficients of the face with (E,) activations."""
         return Coefficients(self.identity, expression, self.deformation)
 
     def vertices(self, expression: Floats, model: MorphableModel) -> Floats:

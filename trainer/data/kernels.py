@@ -208,8 +208,10 @@ def locate_grid(back, stride, half, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True)
 def classify(triangle, anchored, skin, candidates, face):  # type: ignore[no-untyped-def]
-    """Of (N,) triangles: fill ``candidates`` with the places of those that are anchored, and
-    ``face`` with 1 for those of the skin, else 0. Returns the number of candidates.
+    """Find the anchored and the skin's triangles among (N,) ones.
+
+    Fills ``candidates`` with the places of the anchored ones, and ``face`` with 1 for those of the
+    skin, else 0. Returns the number of candidates.
     """
     count = 0
     for n in range(len(triangle)):

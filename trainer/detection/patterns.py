@@ -53,7 +53,7 @@ def sample_colour(config: PatternConfig, *, rng: np.random.Generator) -> Floats:
 
 
 def _noise(size: int, cells: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """(size, size) float32 smooth noise of unit deviation, of so many cells along a side."""
+    """(size, size) float32 smooth noise of unit deviation; ``cells``: range of their numbers."""
     rows, columns = (int(n) for n in rng.integers(cells[0], cells[1] + 1, 2))
     field = rng.standard_normal((rows, columns), dtype=np.float32)
     return np.asarray(cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC))

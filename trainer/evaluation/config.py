@@ -78,7 +78,7 @@ class FigureConfig:
 
     zoom: int = 2  # enlargement of a crop
     sharpness: float = 0.3
-    """Of the match maps, over that of training, under which the mark would hide a good match."""
+    """Of the match maps, over that of training, with which the mark would hide a good match."""
     colours: tuple[tuple[int, int, int], ...] = (
         (230, 60, 60),
         (60, 160, 240),

@@ -130,7 +130,7 @@ async def _read(image: UploadFile, limits: Limits) -> bytes:
 def parse_boxes_of_each(
     form: JsonField[list[T] | None], text: str | None, photos: int, limits: Limits
 ) -> list[T | None]:
-    """An entry of the field ``boxes`` for each of so many ``photos``; None where it has none.
+    """An entry of the field ``boxes`` for each of the ``photos`` photos; None where it has none.
 
     Raises Problem ``too-many-images`` or ``bad-boxes``.
     """

@@ -79,7 +79,7 @@ def _take_origin(request: h11.Request) -> h11.Request:
 
 
 class IdleConnections:
-    """Connections that wait for a request, at most so many; others that have waited longer end."""
+    """Connections that wait for a request, ``most`` at most; of more the oldest is ended."""
 
     def __init__(self, most: int = UploadLimits.idle) -> None:
         self._most = most

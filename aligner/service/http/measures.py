@@ -21,7 +21,7 @@ Stage = Literal["queue", "decode", "align"]
 
 @dataclass
 class Measures:
-    """Of one request, or of the frames of a web socket. Durations in seconds."""
+    """Counts and durations of one request, or of the frames of a web socket; seconds."""
 
     faces: int = 0
     failed: int = 0  # faces whose fit was rejected

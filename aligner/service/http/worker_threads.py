@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def run_to_end(call: Callable[[], T]) -> T:
-    """What ``call`` returns, which runs in a thread.
+    """Run ``call`` in a thread; returns what it returns.
 
     When cancelled, waits for its end before that takes effect: a thread can't be stopped, and what
     the request holds for it, as memory, must not be given to others meanwhile.

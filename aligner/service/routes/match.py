@@ -243,7 +243,7 @@ def find_affine(face: DescribedFace) -> Any:
 
 
 async def _run(service: AlignService, matcher: Matcher, steps: Steps[T], *, faces: int) -> T:
-    """What a call of the matcher returns; other requests have their turn between its steps.
+    """Run a call of the matcher; other requests have their turn between its steps.
 
     ``faces``: that it is about, one of each photo, by which the request is measured.
     """
