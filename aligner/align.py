@@ -51,7 +51,7 @@ from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.person_appearance import PersonAppearanceMeter, load_person_statistics
 from dff.aligner.person_photos import PersonAligner
 from dff.aligner.report import Reporter, SteppedFaces
-from dff.aligner.second_attempts import OtherStarts, find_surest, start_in_middle
+from dff.aligner.second_attempts import SecondAttempts, start_in_middle
 from dff.face.arrays import Array, Bool, Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.fused_network import FusedDetectorNet
@@ -336,7 +336,10 @@ class Aligner:
             found = [*(answer or ())]
             known = [k for k, (i, _) in enumerate(chunk) if given[i]]
             upright = [found[k] for k in known]
-            again = yield from self._attempt_again(images, [chunk[k] for k in known], upright, step)
+            attempts = SecondAttempts(self.config, self.fit_model, self.fitter, self.reporter)
+            again = yield from attempts.align_in_steps(
+                images, [chunk[k] for k in known], upright, step
+            )
             for k, face in zip(known, again, strict=True):
                 found[k] = face
             for (i, detection), alignment in zip(chunk, found, strict=True):
@@ -535,91 +538,6 @@ class Aligner:
 
     def _detect_turned(self, image: Bytes) -> Search[list[Detection]]:
         return find_turned_faces(self.detector, image, longest=self.config.detector.longest)
-
-    def _attempt_again(
-        self,
-        images: Sequence[Bytes],
-        faces: Sequence[tuple[int, Detection]],
-        upright: Sequence[Alignment],
-        step: int,
-    ) -> Steps[list[Alignment]]:
-        """The surest alignments of faces in given boxes, by number of their image.
-
-        ``upright``: those from upright starts in the boxes. Where they are in doubt, other starts
-        are looked at, and the promising ones fitted, ``step`` of them at a time.
-        """
-        others = {
-            k: some
-            for k, ((_, given), face) in enumerate(zip(faces, upright, strict=True))
-            if (some := OtherStarts.of(face, given.box, self.fit_model, self.config)) is not None
-        }
-        doubted = [faces[k] for k in others]
-        promising = yield from self._choose_starts(images, doubted, [*others.values()], step)
-        found = yield from self._align_starts(images, doubted, promising, step)
-        out = [*upright]
-        for k, other in zip(others, found, strict=True):
-            before = upright[k]
-            if other is not None and (
-                before.failed or other.face_confidence > before.face_confidence
-            ):
-                out[k] = other
-        return out
-
-    def _choose_starts(
-        self,
-        images: Sequence[Bytes],
-        faces: Sequence[tuple[int, Detection]],
-        others: Sequence[OtherStarts],
-        step: int,
-    ) -> Steps[list[list[Detection]]]:
-        """The starts from which one pass in a small crop is confident enough, of each face.
-
-        All starts where other fitters than dense ones are used, or turned ones are not.
-        """
-        config = self.config.turned_starts
-        if config is None or not isinstance(self.fitter, DenseFitter):
-            return [other.starts for other in others]
-        fitter = self.fitter.with_crop(self.config.crop_side(config.crop))
-        reporter = self.reporter(fitter.fit_model)
-        wanted = [
-            (images[i], start)
-            for (i, _), other in zip(faces, others, strict=True)
-            for start in other.starts
-        ]
-        confidence = list[float]()
-        for begin in range(0, len(wanted), step):
-            some, starts = zip(*wanted[begin : begin + step], strict=True)
-            seen = yield from fitter.step(0, some, fitter.begin(starts))
-            yield None
-            confidence += reporter.face_confidence(seen).tolist()
-        rest = iter(confidence)
-        return [other.choose([next(rest) for _ in other.starts]) for other in others]
-
-    def _align_starts(
-        self,
-        images: Sequence[Bytes],
-        faces: Sequence[tuple[int, Detection]],
-        starts: Sequence[Sequence[Detection]],
-        step: int,
-    ) -> Steps[list[Alignment | None]]:
-        """The surest fit of each of ``faces`` from its ``starts``; None: all failed."""
-        wanted = [(face, start) for face, some in zip(faces, starts, strict=True) for start in some]
-        found: list[Alignment] = []
-        for begin in range(0, len(wanted), step):
-            some = wanted[begin : begin + step]
-            answer = yield FaceRequest(
-                [images[i] for (i, _), _ in some],
-                [start for _, start in some],
-                left=len(wanted) - begin - len(some),
-                beside_sure=[False] * len(some),
-            )
-            found += answer or ()
-        rest = iter(found)
-        out: list[Alignment | None] = []
-        for (_, given), some_starts in zip(faces, starts, strict=True):
-            surest = find_surest([next(rest) for _ in some_starts], given.box)
-            out.append(None if surest is None else replace(surest, box=given.box))
-        return out
 
     def _align_detections(
         self, images: list[Bytes], detections: list[Detection], beside_sure: Sequence[bool] = ()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection, same_face
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.change import turns_about_z
 from dff.aligner.fitting.fit_model import FitModel
+from dff.aligner.fitting.fitters import DenseFitter
+from dff.aligner.fitting.loop import FaceFitter
+from dff.aligner.report import Reporter
+from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.solve.gauss_newton import FaceState
 
@@ -99,3 +104,98 @@ def find_surest(faces: Sequence[Alignment], box: Box) -> Alignment | None:
         if not face.failed and same_face(Box.around(face.landmarks_3d[:, :2]), box)
     ]
     return max(there, key=lambda face: face.face_confidence, default=None)
+
+
+@dataclass(frozen=True)
+class SecondAttempts:
+    """Aligns faces of given boxes from other starts, where the upright fit is in doubt."""
+
+    config: AlignConfig
+    fit_model: FitModel  # of dense fits
+    fitter: FaceFitter
+    reporter: Callable[[FitModel], Reporter]  # of the fits of a fit model
+
+    def align_in_steps(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        upright: Sequence[Alignment],
+        step: int,
+    ) -> Steps[list[Alignment]]:
+        """The surest alignments of faces in given boxes, by number of their image.
+
+        ``upright``: those from upright starts in the boxes. Where they are in doubt, one pass is
+        made from each other start, and the promising ones are fitted, ``step`` at a time.
+        """
+        others = {
+            k: some
+            for k, ((_, given), face) in enumerate(zip(faces, upright, strict=True))
+            if (some := OtherStarts.of(face, given.box, self.fit_model, self.config)) is not None
+        }
+        doubted = [faces[k] for k in others]
+        promising = yield from self._choose_starts(images, doubted, [*others.values()], step)
+        found = yield from self._align_starts(images, doubted, promising, step)
+        out = [*upright]
+        for k, other in zip(others, found, strict=True):
+            before = upright[k]
+            if other is not None and (
+                before.failed or other.face_confidence > before.face_confidence
+            ):
+                out[k] = other
+        return out
+
+    def _choose_starts(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        others: Sequence[OtherStarts],
+        step: int,
+    ) -> Steps[list[list[Detection]]]:
+        """The starts from which one pass in a small crop is confident enough, of each face.
+
+        All starts where other fitters than dense ones are used, or turned ones are not.
+        """
+        config = self.config.turned_starts
+        if config is None or not isinstance(self.fitter, DenseFitter):
+            return [other.starts for other in others]
+        fitter = self.fitter.with_crop(self.config.crop_side(config.crop))
+        reporter = self.reporter(fitter.fit_model)
+        wanted = [
+            (images[i], start)
+            for (i, _), other in zip(faces, others, strict=True)
+            for start in other.starts
+        ]
+        confidence = list[float]()
+        for begin in range(0, len(wanted), step):
+            some, starts = zip(*wanted[begin : begin + step], strict=True)
+            seen = yield from fitter.step(0, some, fitter.begin(starts))
+            yield None
+            confidence += reporter.face_confidence(seen).tolist()
+        rest = iter(confidence)
+        return [other.choose([next(rest) for _ in other.starts]) for other in others]
+
+    def _align_starts(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        starts: Sequence[Sequence[Detection]],
+        step: int,
+    ) -> Steps[list[Alignment | None]]:
+        """The surest fit of each of ``faces`` from its ``starts``; None: all failed."""
+        wanted = [(face, start) for face, some in zip(faces, starts, strict=True) for start in some]
+        found: list[Alignment] = []
+        for begin in range(0, len(wanted), step):
+            some = wanted[begin : begin + step]
+            answer = yield FaceRequest(
+                [images[i] for (i, _), _ in some],
+                [start for _, start in some],
+                left=len(wanted) - begin - len(some),
+                beside_sure=[False] * len(some),
+            )
+            found += answer or ()
+        rest = iter(found)
+        out: list[Alignment | None] = []
+        for (_, given), some_starts in zip(faces, starts, strict=True):
+            surest = find_surest([next(rest) for _ in some_starts], given.box)
+            out.append(None if surest is None else replace(surest, box=given.box))
+        return out
