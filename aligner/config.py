@@ -149,11 +149,8 @@ class MultiImageConfig:
     """The fit to several photos of one person. Raises ValueError without a size of crops."""
 
     passes: int = 3  # at most; each observes the photos again
-    scales: tuple[float, ...] = (
-        0.8,
-        1.0,
-        1.2,
-    )  # of the crops that forward passes are averaged over
+    # of the crops that forward passes are averaged over
+    scales: tuple[float, ...] = (0.8, 1.0, 1.2)
     identities: int = 100  # latent directions of identity
     expressions: int = 40  # and of expression
     # metres, standard deviation of the residual deformation of a coordinate; 0: none
@@ -195,9 +192,8 @@ class PhotometricFitConfig:
     points: int = 1500  # of the skin whose brightness is compared
     radius: float = 0.1  # metres from the tip of the nose within which they lie
     noise: float = 0.04  # of brightness in 0 to 1 that light and albedo do not explain
-    outlier: float = (
-        0.05  # residual whose weight is a quarter: a hand, a strand of hair, a highlight
-    )
+    # residual whose weight is a quarter: a hand, a strand of hair, a highlight
+    outlier: float = 0.05
     # of skin, in grey; the prior is wide, or shape would explain what albedo should
     albedo: float = 0.45
     albedo_sd: float = 3.0
@@ -235,10 +231,8 @@ class DetectorConfig:
     candidates: int = 6  # anchors that a pixel may correspond to
     no_match_cosine: float = 0.25  # at which a pixel is as likely to match no anchor at all
     fewest: int = 24  # pixels of a face on a level, or it proposes nothing
-    windows: tuple[float, ...] = (
-        8.0,
-        16.0,
-    )  # pixels of a level: radii of windows that poses start from
+    # pixels of a level: radii of windows that poses start from
+    windows: tuple[float, ...] = (8.0, 16.0)
     most: int = 48  # windows of each radius on a level
     filled: float = 0.08  # share of a window that must show a face
     least: float = 0.12  # score of a face that is not small

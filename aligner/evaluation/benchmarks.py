@@ -323,9 +323,8 @@ def _evaluate(
 def read_sample(storage: Storage, sample: Sample) -> Bytes:
     """(H, W, 3) RGB: the photo as stored, which its labels are of. Raises BadPhoto."""
     try:
-        return decode(
-            storage.read(sample.image_key), upright=False
-        )  # labels are of the stored pixels
+        # labels are of the stored pixels
+        return decode(storage.read(sample.image_key), upright=False)
     except BadPhoto as error:
         raise BadPhoto(f"{sample.image_key}: {error}") from error
 

@@ -87,9 +87,8 @@ class ServiceConfig(BaseModel):
     weights: str | None = None
     endpoint_url: str | None = None  # of an S3 server other than AWS
     access: S3Access = WITH_CREDENTIALS  # as whom the weights' bucket is asked
-    replicas: PositiveInt | str = (
-        1  # or their range, as 2:8, within which Serve adds some on demand
-    )
+    # their number, or its range, as 2:8, within which Serve adds some on demand
+    replicas: PositiveInt | str = 1
     cpus: PositiveInt = 1  # cores of each replica
     gpus: NonNegativeFloat = 0  # GPUs of each replica, also a share of one; the network runs there
     # Whether the proxies have the front, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``. Else

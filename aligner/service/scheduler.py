@@ -308,15 +308,14 @@ class Scheduler:
         def rank(call: Call) -> float:
             return call.expect(unit) - AGEING * (now - call.arrived) ** 2
 
-        job = min(
-            self._queue,
-            key=lambda job: job.expected - AGEING * (now - job.arrived) ** 2,
-            default=None,
-        )
+        def rank_queued(job: QueuedPhoto) -> float:
+            return job.expected - AGEING * (now - job.arrived) ** 2
+
+        job = min(self._queue, key=rank_queued, default=None)
         if not self._calls:
             return [] if job is None else [self._begin(job)]
         first, *others = sorted(self._calls, key=rank)
-        if job is not None and job.expected - AGEING * (now - job.arrived) ** 2 < rank(first):
+        if job is not None and rank_queued(job) < rank(first):
             return [self._begin(job)]
         if not first.ends:
             return [first]

@@ -126,9 +126,8 @@ class Smoother:
         camera = replace(
             camera, scale=scale, centre=_blend(before.camera.centre, camera.centre, posed)
         )
-        matrix = turned @ (
-            rotation.T @ face.pose.matrix
-        )  # the reference frame stands still in the head
+        # the reference frame stands still in the head
+        matrix = turned @ (rotation.T @ face.pose.matrix)
         posed_head = Rigid(turned, face.cam_from_head.translation)
         refinement = _blend(before.refinement, face.refinement, shaped)
         landmarks = place_landmarks(
@@ -226,9 +225,8 @@ class Tracker:
         self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
         self.refused = ""  # what the last search took for faces and refused, if it found none
-        self.renamed: dict[
-            int, int
-        ] = {}  # by number: tracks that this frame showed to be lost ones
+        # by number: tracks that this frame showed to be lost ones
+        self.renamed: dict[int, int] = {}
         self.thumbnail: Bytes | None = None
         self.usual_change = 0.0  # levels: running mean of the change between frames
 
