@@ -43,7 +43,7 @@ with require_extra("synthesis"):
     from ray._private.services import find_gcs_addresses
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.exceptions import RayError
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
     from ray.util import placement_group_table
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -314,12 +314,7 @@ def submit(
     (CVE-2023-48022).
     """
     _check_trust(address, insecure)
-    # A bar that is redrawn ten times a second would fill the log.
-    runtime_env: dict[str, object] = {"env_vars": {"TQDM_MININTERVAL": "2"} | dict(env or {})}
-    if working_dir is not None:
-        runtime_env["working_dir"] = str(working_dir)
-    if py_modules:
-        runtime_env["py_modules"] = [str(path) for path in py_modules]
+    runtime_env = _build_runtime_env(working_dir, py_modules, env)
     name = None
     try:
         client = _connect(address)
@@ -342,36 +337,55 @@ def submit(
             _follow(client, name, on_line, on_progress)
         details = client.get_job_info(name)
     except _CLUSTER_ERRORS as error:
-        reason = str(error).partition("\n")[0]
-        if name is None:
-            raise ClusterError(
-                hide_secrets(f"the job server at {address} failed: {reason}")
-            ) from error
-        if NO_JOB_AGENT in reason:
-            raise ClusterError(
-                hide_secrets(
-                    f"the head at {address} has no job agent, the process that starts jobs: just "
-                    "after `ray start` wait a minute; else install ray[default] there, start the "
-                    "head again, and look for its agent's error in /tmp/ray/session_latest/logs/"
-                    "dashboard_agent.log (a port in use: --dashboard-agent-listen-port)"
-                )
-            ) from error
-        raise ClusterError(
-            hide_secrets(
-                f"{address} no longer answers: if its head has stopped, job {name} is gone; the "
-                f"same command then starts it again and keeps what is stored ({reason})"
-            )
-        ) from error
+        raise _explain_server_error(address, name, error) from error
     if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
-        # Ray repeats the log in its message, which `dff submit` has shown
-        reason = str(details.message or "").partition("\n")[0].partition(", last available logs")[0]
-        if JOB_LOST in reason:
-            raise ClusterError(
-                f"job {name} was lost with its node: the same command starts it again and keeps "
-                "what is stored"
-            )
-        raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {reason}"))
+        raise _explain_end(name, details)
     return str(details.status.value)
+
+
+def _build_runtime_env(
+    working_dir: Path | None, py_modules: Sequence[Path], env: Mapping[str, str] | None
+) -> dict[str, object]:
+    """What Ray sets up for a job: environment variables and uploaded folders."""
+    # A bar that is redrawn ten times a second would fill the log.
+    out: dict[str, object] = {"env_vars": {"TQDM_MININTERVAL": "2"} | dict(env or {})}
+    if working_dir is not None:
+        out["working_dir"] = str(working_dir)
+    if py_modules:
+        out["py_modules"] = [str(path) for path in py_modules]
+    return out
+
+
+def _explain_server_error(address: str, name: str | None, error: Exception) -> ClusterError:
+    """The error of a job server that fails; ``name``: of the job, once it has one."""
+    reason = str(error).partition("\n")[0]
+    if name is None:
+        why = f"the job server at {address} failed: {reason}"
+    elif NO_JOB_AGENT in reason:
+        why = (
+            f"the head at {address} has no job agent, the process that starts jobs: just after "
+            "`ray start` wait a minute; else install ray[default] there, start the head again, and "
+            "look for its agent's error in /tmp/ray/session_latest/logs/dashboard_agent.log (a "
+            "port in use: --dashboard-agent-listen-port)"
+        )
+    else:
+        why = (
+            f"{address} no longer answers: if its head has stopped, job {name} is gone; the same "
+            f"command then starts it again and keeps what is stored ({reason})"
+        )
+    return ClusterError(hide_secrets(why))
+
+
+def _explain_end(name: str, details: JobDetails) -> ClusterError:
+    """The error of a job that failed or was stopped."""
+    # Ray repeats the log in its message, which `dff submit` has shown
+    reason = str(details.message or "").partition("\n")[0].partition(", last available logs")[0]
+    if JOB_LOST in reason:
+        return ClusterError(
+            f"job {name} was lost with its node: the same command starts it again and keeps what "
+            "is stored"
+        )
+    return ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {reason}"))
 
 
 @dataclass(frozen=True)
@@ -394,8 +408,7 @@ def list_jobs(address: str, *, insecure: bool = False) -> list[JobSummary]:
     try:
         jobs = _connect(address).list_jobs()
     except _CLUSTER_ERRORS as error:
-        reason = str(error).partition("\n")[0]
-        raise ClusterError(hide_secrets(f"the job server at {address} failed: {reason}")) from error
+        raise _explain_server_error(address, None, error) from error
     found = [
         JobSummary(
             job.submission_id,
