@@ -20,6 +20,7 @@ from dff.aligner.confidence import (
     DEFAULT,
     SURE_FROM,
     Calibration,
+    eye_similarity,
 )
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import (
@@ -282,6 +283,8 @@ class Aligner:
                 more += [(i, detection) for detection in found]
             second = yield from self._align_faces(images, more, given, faces)
             for i, fitted in enumerate(second):
+                if search.needs_eyes:
+                    fitted = [(one, face) for one, face in fitted if self._shows_eyes(face)]
                 later = self._confirm_fits(fitted) if search.upright else fitted
                 if search.upright:
                     fits[i] += later
@@ -346,6 +349,11 @@ class Aligner:
                 out[i].append((detection, alignment))
         return out
 
+    def _shows_eyes(self, face: Alignment) -> bool:
+        """Whether the network sees eyes where a fit has them."""
+        least = self.config.eye_evidence.least_unlikely
+        return face.features is not None and bool(eye_similarity(face.features) >= least)
+
     def _confirm_fits(self, fits: Fits) -> list[tuple[Detection, Alignment]]:
         """The detections of a photo and their fits, which they may confirm."""
         detections = [detection for detection, _ in fits]
@@ -355,14 +363,18 @@ class Aligner:
     def _confirm(
         self, faces: Sequence[Alignment], detections: Iterable[Detection]
     ) -> list[Alignment]:
-        """The fitted faces of a photo, in which its ``detections`` may confirm refused ones.
+        """The fitted faces of a photo, in which eyes and ``detections`` may confirm refused ones.
 
         Confident ones of the quick search do: scores of other detectors are no probabilities.
         """
         config = self.config
+        if not any(face.failed for face in faces):
+            return [*faces]
+        reporter = self.reporter(self.fit_model)
+        if isinstance(self.fitter, DenseFitter):
+            faces = [reporter.confirm_by_eyes(face, config.eye_evidence) for face in faces]
         likely = [one for one in detections if one.score >= config.centre_detector.sure]
-        refused = any(face.failed for face in faces)
-        if not (likely and refused) or not isinstance(self.detector, StagedDetector):
+        if not likely or not isinstance(self.detector, StagedDetector):
             return [*faces]
         out = list[Alignment]()
         for face in faces:
@@ -372,7 +384,6 @@ class Aligner:
                 for one in likely
                 if overlap(one.box.corners, fitted) >= config.confirming_overlap
             ]
-            reporter = self.reporter(self.fit_model)
             out.append(reporter.confirm(face, max(scores)) if scores else face)
         return out
 
@@ -384,21 +395,22 @@ class Aligner:
     ) -> Steps[list[Alignment]]:
         """The fits from other starts and in more passes of likely faces whose fits were rejected.
 
-        ``fits``: the detections and their fits. ``known``: the faces of the image so far.
+        Also of those that only a second opinion on the fit has accepted. ``fits``: the detections
+        and their fits. ``known``: the faces of the image so far.
         """
-        config, refused = self.config.refit, any(face.failed for _, face in fits)
-        if config is None or not refused or not isinstance(self.fitter, DenseFitter):
+        config, is_doubted = self.config.refit, self.reporter(self.fit_model).is_doubted
+        doubted = [(detection, face) for detection, face in fits if is_doubted(face)]
+        if config is None or not doubted or not isinstance(self.fitter, DenseFitter):
             return []
-        places = [Box.around(face.landmarks_3d[:, :2]) for face in known]
+        places = [Box.around(face.landmarks_3d[:, :2]) for face in known if not is_doubted(face)]
         largest = max((box.size for box in places), default=0.0)
         starts, boxes = list[Detection](), list[Box]()
-        for detection, face in fits:
+        for detection, face in doubted:
             sure = detection.score >= self.config.centre_detector.sure
             is_largest = largest < config.others_size * detection.box.size
             least = config.least_alone if is_largest else np.inf
             if (
-                face.failed
-                and face.face_confidence >= (config.least_confidence if sure else least)
+                face.face_confidence >= (config.least_confidence if sure else least)
                 and detection.box.size >= config.least_size * largest
                 and not any(same_face(detection.box, box) for box in places)
             ):

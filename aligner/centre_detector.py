@@ -65,6 +65,21 @@ class CentreDetector:
 
     def find_in_steps(self, image: Bytes) -> Search[list[Detection]]:
         """``find`` in steps: each shrinks the photo to a level, or searches levels."""
+        score, corners, rows = yield from self._search_levels(image)
+        kept = self._probable(_distinct(score, corners, self.config.sure), score, corners)
+        return self._detections(kept, score, corners, rows)
+
+    def find_largest_unsure(self, image: Bytes, most: int) -> Search[list[Detection]]:
+        """The largest of the faces that may be there and are not sure, however unlikely."""
+        score, corners, rows = yield from self._search_levels(image)
+        kept = _distinct(score, corners, self.config.sure)
+        unsure = [i for i in kept if score[i] < self.config.sure]
+        size = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+        unsure.sort(key=lambda i: -size[i])
+        return self._detections(unsure[:most], score, corners, rows)
+
+    def _search_levels(self, image: Bytes) -> Search[tuple[Floats, Floats, Floats]]:
+        """Scores, boxes and rows of rotations, as ``_search``, of all levels that are searched."""
         pyramid = yield from self._build_levels(image)
         first = pyramid if self.config.all_levels else pyramid[1:]
         parts = [self._search(level, scale) for level, scale in first]
@@ -72,8 +87,13 @@ class CentreDetector:
             yield
             parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
-        kept = self._probable(_distinct(score, corners, self.config.sure), score, corners)
-        rotations = _nearest_rotations(rows[kept])
+        return score, corners, rows
+
+    def _detections(
+        self, kept: Sequence[int], score: Floats, corners: Floats, rows: Floats
+    ) -> list[Detection]:
+        """The detections of the ``kept`` rows of what ``_search_levels`` returns."""
+        rotations = _nearest_rotations(rows[list(kept)])
         out = []
         for i, rotation in zip(kept, rotations, strict=True):
             box = Box(*corners[i].tolist())
@@ -152,7 +172,8 @@ def _distinct(score: Floats, corners: Floats, sure: float) -> list[int]:
     """
     order = np.argsort(-score, kind="stable")
     many = int((score >= sure).sum())
-    return order[_are_distinct(np.ascontiguousarray(corners[order]), many)].tolist()
+    kept: list[int] = order[_are_distinct(np.ascontiguousarray(corners[order]), many)].tolist()
+    return kept
 
 
 def _with_rivals(kept: Sequence[Detection], sure: Sequence[Detection]) -> list[Detection]:
@@ -298,6 +319,13 @@ class StagedDetector:
             return []
         everything = yield from self.thorough.find_in_steps(image)
         return everything
+
+    def find_unlikely(self, image: Bytes) -> Search[list[Detection]]:
+        """The largest faces that the quick search is not sure of, as it sees them.
+
+        For photos without a face otherwise. The thorough search sees less of a face with a mask.
+        """
+        return self.quick.find_largest_unsure(image, self.config.unlikely)
 
     def _is_conclusive(self, found: Sequence[Detection], image: Bytes) -> bool:
         """Whether a quick search found a confident face and saw all that a thorough one would."""

@@ -27,7 +27,7 @@ from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.visibility import soft_facing
 from dff.face.arrays import Array, Float, Floats
-from dff.face.model.landmarks import LOWER_JAW, MOUTH, NOSE_BOTTOM
+from dff.face.model.landmarks import LEFT_EYE, LOWER_JAW, MOUTH, NOSE_BOTTOM, RIGHT_EYE
 from dff.face.numba_cache import CACHE
 
 HIDDEN = 0.03  # metres: lying farther behind the visible surface says nothing more
@@ -213,6 +213,15 @@ class Calibration:
         )
         seen = doubt_mouths(seen)
         return seen, np.minimum(right, seen)
+
+
+def eye_similarity(features: CalibrationFeatures) -> Floats:
+    """(...) the network's mean similarity to the landmarks of the eyes, of the lesser eye.
+
+    Cosines. ``features`` of one fit or of many.
+    """
+    match = features.landmarks[..., LANDMARK.index("match")]
+    return np.minimum(match[..., RIGHT_EYE].mean(-1), match[..., LEFT_EYE].mean(-1))
 
 
 def doubt_mouths(seen: Floats) -> Floats:

@@ -291,6 +291,9 @@ class CentreDetectorConfig:
     verified_least: float = 0.35  # probability of them, unless they are as large as the sure ones
     # the same where no face is sure, before it searches the whole photo
     verified_alone: int = 0
+    # faces of a probability of at least ``least_large``, at most and the largest first, that are
+    # fitted where the photo shows no face otherwise: their fits tell
+    unlikely: int = 4
     # overlap (intersection over union) with a sure face from which an unsure one is left out: it is
     # that face at another level, or the hair and neck about it
     overlapping: float = 0.1
@@ -420,6 +423,30 @@ class RefitConfig:
 
 
 @dataclass(frozen=True)
+class EyeEvidenceConfig:
+    """How the eyes of a detected face speak for a fit that would be rejected.
+
+    Where a mask hides half of a face, few pixels agree with its fit, but the eyes are seen where
+    the fit has them. Raises ValueError for a weight that is not positive.
+    """
+
+    # log odds of the confidence for each unit by which the network's similarity to the eyes' own
+    # descriptors exceeds ``least``; of the eye that is less like its own. Chosen on 420 painted
+    # masks and 388 pictures without their face, see docs/experiments/detector.md
+    weight: float = 6.0
+    least: float = 0.45
+    # similarity without which the fit of an unlikely detection is none: ears are fitted, too
+    least_unlikely: float = 0.6
+    # cosine of the head's turn in the image plane from which it counts as upright: upside down,
+    # the eyes of a fit may lie on those of the face
+    upright: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0.0:
+            raise ValueError(f"EyeEvidenceConfig wants a positive weight: {self}")
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """How faces are aligned. Raises ValueError for settings that make no sense."""
 
@@ -460,6 +487,8 @@ class AlignConfig:
     # overlap (intersection over union) of a refused fit with a confident detection of the quick
     # search from which that is a second opinion on it
     confirming_overlap: float = 0.6
+    # evidence of the eyes for a refused fit of a detected face
+    eye_evidence: EyeEvidenceConfig = field(default_factory=EyeEvidenceConfig)
     # whether a photo in which no face is surely found is searched in its three other quarter turns
     quarter_turns: bool = True
     # landmarks that must be more likely visible than not: an eye has six
@@ -490,7 +519,7 @@ class AlignConfig:
         """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
         if preset is AlignPreset.fast:
             whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize, all_levels=False)
-            quick = CentreDetectorConfig(all_levels=False, verified=0, verified_alone=3)
+            quick = CentreDetectorConfig(all_levels=False, verified=0, verified_alone=3, unlikely=0)
             return AlignConfig(
                 crop=crop,
                 passes=1,

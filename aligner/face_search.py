@@ -32,6 +32,8 @@ class LaterSearch:
     # whether a photo is searched, of whose detections these are the fits and the accepted faces
     is_due: Callable[[Fits, Sequence[Alignment]], bool]
     upright: bool = True
+    # whether its detections are so unlikely that their fits must show eyes
+    needs_eyes: bool = False
 
 
 def build_detector(
@@ -112,8 +114,14 @@ def later_searches(
             return bool(relied_on) and all(relied_on)
 
         yield LaterSearch(detector.find_what_was_left_out, is_unfounded)
+        if config.centre_detector.unlikely:
+            yield LaterSearch(detector.find_unlikely, _is_without_face, needs_eyes=True)
     if config.quarter_turns:
         yield LaterSearch(find_turned, _is_unsure, upright=False)
+
+
+def _is_without_face(fits: Fits, accepted: Sequence[Alignment]) -> bool:
+    return not accepted
 
 
 def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:

@@ -15,7 +15,13 @@ from dff.aligner.alignment import (
     Iteration,
     Pose,
 )
-from dff.aligner.confidence import FAILED_BELOW, Calibration, calibration_features
+from dff.aligner.confidence import (
+    FAILED_BELOW,
+    Calibration,
+    calibration_features,
+    eye_similarity,
+)
+from dff.aligner.config import EyeEvidenceConfig
 from dff.aligner.fitting.batch import with_fields
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
@@ -129,9 +135,30 @@ class Reporter:
         Fit and detector are different networks, so their odds are multiplied. Faces that were not
         refused, or are still refused with these odds, are returned as they are.
         """
+        return self._judge_again(face, float(logit(probability)))
+
+    def confirm_by_eyes(self, face: Alignment, config: EyeEvidenceConfig) -> Alignment:
+        """A refused upright face, judged again by how well the network sees its eyes.
+
+        Faces that are not refused, or would be in spite of that, are returned as they are.
+        """
+        if face.features is None or -face.cam_from_head.rotation[1, 1] < config.upright:
+            return face
+        above = float(eye_similarity(face.features)) - config.least
+        return self._judge_again(face, config.weight * above) if above > 0.0 else face
+
+    def is_doubted(self, face: Alignment) -> bool:
+        """Whether a face is refused, or would be by its fit alone."""
+        if face.failed or face.features is None:
+            return face.failed
+        alone = self.calibration.face_confidence(CalibrationFeatures.stacked([face.features]))
+        return bool(alone[0] < FAILED_BELOW)
+
+    def _judge_again(self, face: Alignment, log_odds: float) -> Alignment:
+        """A refused face by further evidence for it; others are returned as they are."""
         if not face.failed or face.features is None:
             return face
-        confidence = float(expit(logit(face.face_confidence) + logit(probability)))
+        confidence = float(expit(logit(face.face_confidence) + log_odds))
         rotation = face.cam_from_head.rotation
         if self._reject(face.features, confidence, face.visibility, rotation):
             return face

@@ -307,6 +307,28 @@ def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
     assert thorough.searched[-1] == photo.shape[:2]
 
 
+class GrowingNet(MarkerNet):
+    """Sees larger faces farther down in the photo, and so unlikely ones may be larger."""
+
+    def __call__(self, image: Bytes) -> Floats:
+        out = super().__call__(image)
+        out[..., 3:5] += np.linspace(0.0, 1.0, out.shape[0])[:, None, None]
+        return out
+
+
+def test_the_largest_unsure_faces_are_found_however_unlikely(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    detector.quick.net = GrowingNet()  # type: ignore[assignment]
+    photo = photo_with((96, 40, 0.9), (304, 40, 0.35), (96, 264, 0.28), (304, 264, 0.3))
+    detector.config = replace(detector.config, unlikely=2)
+    found = search_to_end(detector.find_unlikely(photo))
+    assert sorted(one.score for one in found) == pytest.approx([0.28, 0.3], abs=0.01)
+    detector.config = replace(detector.config, unlikely=9)
+    found = search_to_end(detector.find_unlikely(photo))
+    assert [one.score for one in found][2:] == pytest.approx([0.35], abs=0.01)
+    assert thorough.searched == []
+
+
 def test_a_face_that_all_levels_show_small_is_never_sure(oracle_aligner: Aligner) -> None:
     detector = quick_detector(oracle_aligner, coarsest=448, sharp=FACE + 1)
     (found,) = detector.find(photo_with((96, 160, 0.9)))
