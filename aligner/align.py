@@ -556,7 +556,7 @@ class Aligner:
     ) -> list[Alignment]:
         boxes = [detection.box for detection in detections]
         others = self.fitter.at_crops() if isinstance(self.fitter, DenseFitter) else ()
-        return self._align(
+        return self.align_from(
             self.fitter,
             images,
             boxes,
@@ -569,7 +569,7 @@ class Aligner:
             ),
         )
 
-    def _align(
+    def align_from(
         self,
         fitter: Fitter,
         images: Sequence[Bytes],
@@ -579,7 +579,7 @@ class Aligner:
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
         rivals: Sequence[Rivals] = (),
     ) -> list[Alignment]:
-        """Fit B faces from ``start`` and report them.
+        """Fit B faces, each in its image, from ``start`` and report them.
 
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
         with those of ``fitter``. ``rivals``: faces of which ``_find_outdone`` gives up some after a
@@ -598,7 +598,7 @@ class Aligner:
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
         rivals: Sequence[Rivals] = (),
     ) -> Steps[list[Alignment]]:
-        """``_align`` as a generator, which yields after each part of a pass."""
+        """``align_from`` as a generator, which yields after each part of a pass."""
         reporter = self.reporter(fitter.fit_model)
         passes: list[SteppedFaces] = []
 

@@ -160,7 +160,7 @@ class Reporter:
             return face
         confidence = float(expit(logit(face.face_confidence) + log_odds))
         rotation = face.cam_from_head.rotation
-        if self._reject(face.features, confidence, face.visibility, rotation):
+        if self.explain_rejection(face.features, confidence, face.visibility, rotation):
             return face
         return replace(face, face_confidence=confidence, failed=False, reason="")
 
@@ -192,7 +192,7 @@ class Reporter:
             camera,
             refinement,
         )
-        reason = self._reject(features, face_confidence, visibility, state.rotation[i])
+        reason = self.explain_rejection(features, face_confidence, visibility, state.rotation[i])
         return Alignment(
             box=box,
             landmarks_2d=flat,
@@ -224,14 +224,18 @@ class Reporter:
         """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""
         return self.pose_correction.corrected(rotation @ self._reference, rotation)
 
-    def _reject(
+    def explain_rejection(
         self,
         features: CalibrationFeatures,
         face_confidence: float,
         visibility: Floats,
         rotation: Floats,
     ) -> str:
-        """Why a fit is no face, else "". The confidence says nothing about what no photo shows."""
+        """Why a fit is rejected, else "".
+
+        Of one fit: (68,) ``visibility``, (3, 3) ``rotation`` of ``cam_from_head``. Without visible
+        landmarks, or turned away, a fit is rejected whatever its confidence.
+        """
         visible = int((visibility > 0.5).sum())
         if features.lost:
             return "no part of the box looks like a face"

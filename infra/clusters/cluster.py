@@ -141,7 +141,7 @@ def _start_ray(address: str | None, workers: int | None, folder: str | None) -> 
         else:
             if address != "auto":
                 _reach(address)
-                _check_own_node(address)
+                check_own_node(address)
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -567,7 +567,7 @@ def _reach(address: str) -> None:
         raise ClusterError(hide_secrets(f"no Ray at {address}: {error}")) from error
 
 
-def _check_own_node(address: str) -> None:
+def check_own_node(address: str) -> None:
     """Raises ClusterError where Ray's library would abort the process: a driver connects to a
     cluster through a node on its own machine.
     """

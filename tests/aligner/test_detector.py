@@ -456,10 +456,10 @@ def test_what_shows_no_landmark_or_looks_away_is_no_face(oracle_aligner: Aligner
     features = CalibrationFeatures(np.zeros(5), np.zeros((68, 9)), np.asarray(False))
     facing, away, seen = np.diag([1.0, -1.0, -1.0]), np.eye(3), np.ones(68)
     reporter = oracle_aligner.reporter(oracle_aligner.fit_model)
-    assert reporter._reject(features, 0.9, seen, facing) == ""
-    assert "0 of 68" in reporter._reject(features, 0.9, 0.1 * seen, facing)
-    assert "turned away" in reporter._reject(features, 0.9, seen, away)
-    assert "confidence 0.40" in reporter._reject(features, 0.4, seen, facing)
+    assert reporter.explain_rejection(features, 0.9, seen, facing) == ""
+    assert "0 of 68" in reporter.explain_rejection(features, 0.9, 0.1 * seen, facing)
+    assert "turned away" in reporter.explain_rejection(features, 0.9, seen, away)
+    assert "confidence 0.40" in reporter.explain_rejection(features, 0.4, seen, facing)
 
 
 @pytest.mark.parametrize(("likely", "left_out"), [(0.2, True), (1.1, False)])

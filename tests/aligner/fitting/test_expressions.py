@@ -136,7 +136,7 @@ def align_as_person(aligner: Aligner, image: Bytes, box: Box) -> Alignment:
 def align_patiently(aligner: Aligner, image: Bytes, box: Box) -> Alignment:
     """As a rejected face is aligned again."""
     fitter = aligner.patient_fitter
-    return aligner._align(fitter, [image], [box], fitter.begin([Detection(box)]))[0]
+    return aligner.align_from(fitter, [image], [box], fitter.begin([Detection(box)]))[0]
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_a_photo_without_trust_changes_nothing(
 
     def fit(faces: list[Alignment]) -> Alignment:
         start = oracle_aligner.multi_image_fitter.begin(faces)
-        return oracle_aligner._align(
+        return oracle_aligner.align_from(
             oracle_aligner.multi_image_fitter,
             images[: len(faces)],
             [face.box for face in faces],
@@ -423,7 +423,7 @@ def test_a_face_that_no_identity_forms(
     )
     shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
     start = blind.multi_image_fitter.begin(used)
-    face = blind._align(blind.multi_image_fitter, shown, [face.box for face in used], start)[0]
+    face = blind.align_from(blind.multi_image_fitter, shown, [face.box for face in used], start)[0]
     assert (
         np.abs(face.vertices - open_head.vertices(face.coefficients)).max()
         < 0.05 * np.abs(found.residual_deformation).max()

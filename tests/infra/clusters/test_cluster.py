@@ -257,12 +257,12 @@ def test_a_job_is_named_by_its_command() -> None:
 def test_a_machine_that_is_no_node_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would abort the process and print its stack."""
     monkeypatch.setattr(cluster, "find_gcs_addresses", lambda: {"192.0.2.7:6379"})
-    cluster._check_own_node("192.0.2.7:6379")
-    cluster._check_own_node("127.0.0.1:6379")
-    cluster._check_own_node("ray://192.0.2.9:10001")
+    cluster.check_own_node("192.0.2.7:6379")
+    cluster.check_own_node("127.0.0.1:6379")
+    cluster.check_own_node("ray://192.0.2.9:10001")
     for address in ("192.0.2.9:6379", "192.0.2.7:6380", "127.0.0.1:6380"):
         with pytest.raises(ClusterError, match="is no node of the cluster at") as told:
-            cluster._check_own_node(address)
+            cluster.check_own_node(address)
         host = address.partition(":")[0]
         assert f"dff submit ... --address http://{host}:8265" in str(told.value)
         assert f"ray start --address={address}" in str(told.value)
