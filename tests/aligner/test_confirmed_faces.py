@@ -101,7 +101,7 @@ def test_the_quick_search_confirms_faces_where_it_is_sure_of_them(
     aligner.config = replace(aligner.config, quarter_turns=False, refit=None)
     # the fit began from a detection that says little
     aligner.detector = KnownSearch(Detection(box, 0.2), Detection(beside, score))
-    aligner._align = lambda fitter, images, *_, **__: [refused] * len(images)  # type: ignore[method-assign, assignment]
+    aligner.align_from = lambda fitter, images, *_, **__: [refused] * len(images)  # type: ignore[method-assign, assignment]
     faces = aligner.align(np.zeros((200, 200, 3), np.uint8))
     assert len(faces) == answered
     aligner.config = replace(aligner.config, confirming_overlap=1.0 + 1e-9)
@@ -116,7 +116,7 @@ def test_what_is_seen_in_a_turned_photo_is_not_confirmed(
     aligner.config = replace(aligner.config, quarter_turns=True)
     aligner.detector = KnownSearch()
     aligner._detect_turned = lambda image: in_one_step([Detection(box, 0.7)])  # type: ignore[method-assign]
-    aligner._align = lambda *_, **__: [refused]  # type: ignore[method-assign, assignment]
+    aligner.align_from = lambda *_, **__: [refused]  # type: ignore[method-assign, assignment]
     assert aligner.align(np.zeros((200, 200, 3), np.uint8)) == []
 
 
@@ -161,7 +161,7 @@ def test_unlikely_faces_are_fitted_in_photos_without_a_face_and_must_show_eyes(
     aligner.config = replace(aligner.config, quarter_turns=False, refit=None)
     first = [Detection(box, 0.9)] if beside else []
     aligner.detector = searched = KnownSearch(*first, unlikely=[Detection(box, 0.2)])
-    aligner._align = lambda fitter, images, *_, **__: [fitted] * len(images)  # type: ignore[method-assign, assignment]
+    aligner.align_from = lambda fitter, images, *_, **__: [fitted] * len(images)  # type: ignore[method-assign, assignment]
     assert len(aligner.align(np.zeros((200, 200, 3), np.uint8))) == (beside or shown)
     assert searched.asked == (not beside)
 
