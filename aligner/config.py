@@ -170,7 +170,7 @@ class MultiImageConfig:
     # stranger - few_photos / n
     stranger: float = 0.35
     few_photos: float = 0.2
-    doubt: float = 0.22  # how far above that bound a photo is kept but called doubtful
+    doubt: float = 0.27  # how far above that bound a photo is kept but called doubtful
     # how much further, once a photo was left out: what is left then agrees best of several
     doubt_of_rest: float = 0.2
     # weight of the texture's correlation, beside the cosine of the identities, in an agreement

@@ -1,11 +1,10 @@
 """Measure what tells people apart: the texture that all share, and the scatter within people.
 
-    python scripts/measure_person_statistics.py FOLDER...
+    python scripts/measure_person_statistics.py
 
-The FOLDERs have photos with ``.pts`` files, as ``dff fit-landmark-offsets`` reads them; the
-training photos give the mean texture. Rendered people of the open head, four photos each, give the
-scatter of the identities of one person. The result is written to
-aligner/data/person_statistics.npz; `python -m benchmarks.strangers` measures what it is worth.
+Both are measured on rendered people of the open head, four views each, so no photo is part of them.
+The result is written to aligner/data/person_statistics.npz; `python -m benchmarks.strangers`
+measures what it is worth.
 """
 
 from __future__ import annotations
@@ -15,35 +14,19 @@ import io
 from pathlib import Path
 
 import numpy as np
+from rich.progress import track
 
 from benchmarks import multi_image
 from benchmarks.strangers import align_person_apart
-from dff.aligner.align import Aligner
-from dff.aligner.evaluation.benchmarks import list_300w
 from dff.aligner.load import load_aligner
 from dff.aligner.person_appearance import PersonAppearanceMeter, PersonStatistics
 from dff.face.arrays import Floats
 from dff.infra.files import write_file
-from dff.infra.photos.images import decode
-from dff.infra.storage import open_storage
 
 OUT = Path("aligner/data/person_statistics.npz")
-PHOTOS = 4  # of a rendered person
+VIEWS = 4  # of a person
 RANGE = 1e-3  # of the largest variance of identities, below which a direction tells nothing
 ISOTROPIC = 0.3  # of the mean variance within people, added to all directions
-
-
-def measure_mean_texture(meter: PersonAppearanceMeter, aligner: Aligner, folder: str) -> Floats:
-    """(2, P) weighted sum of the brightness at the points, and sum of the weights."""
-    storage = open_storage(folder)
-    total = np.zeros((2, len(meter.statistics.brightness)))
-    for sample in list_300w(storage, "train"):
-        image = decode(storage.read(sample.image_key))
-        face = aligner.align(image, [sample.box])[0]
-        if not face.failed:
-            seen = meter.measure(image, face)
-            total += seen.weight * seen.brightness, seen.weight
-    return total
 
 
 def measure_whitening(identities: Floats) -> Floats:
@@ -62,29 +45,30 @@ def measure_whitening(identities: Floats) -> Floats:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", help="photos with .pts files")
-    parser.add_argument("--people", type=int, default=800, help="rendered, of the open head")
-    parser.add_argument("--seed", type=int, default=301, help="of the rendered people")
+    parser.add_argument("--people", type=int, default=800, help="to render")
+    parser.add_argument("--seed", type=int, default=301, help="of the people")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     aligner = load_aligner()
     points, identities = len(aligner.appearance_meter.points), len(aligner.model.identity)
     nothing = PersonStatistics.unknown(points, identities)
     meter = PersonAppearanceMeter(aligner.appearance_meter, np.zeros(identities), nothing)
-    summed = sum(measure_mean_texture(meter, aligner, folder) for folder in arguments.folders)
-    brightness, weight = np.asarray(summed)
-    multi_image.VIEWS = PHOTOS
-    found = []
-    for number in range(arguments.people):
+    multi_image.VIEWS = VIEWS
+    found, total, weights = [], np.zeros(points), np.zeros(points)
+    for number in track(range(arguments.people), "people"):
         person = multi_image.render_person(aligner.model, f"sitter-{number}", arguments.seed)
         if faces := align_person_apart(aligner, person):
             found.append([face.coefficients.identity for face in faces])
+            for image, face in zip(person.images, faces, strict=True):
+                seen = meter.measure(image, face)
+                total += seen.weight * seen.brightness
+                weights += seen.weight
     whitening = measure_whitening(np.array(found))
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         model=aligner.model.name,
-        brightness=(brightness / np.maximum(weight, 1e-9)).astype(np.float32),
+        brightness=(total / np.maximum(weights, 1e-9)).astype(np.float32),
         whitening=whitening.astype(np.float32),
     )
     write_file(arguments.out, buffer.getvalue())
