@@ -141,7 +141,7 @@ def test_fitting_finds_probabilities_that_come_true() -> None:
         fit_calibration(outcomes[good])
 
 
-def test_known_reliability() -> None:
+def test_calibration_error_and_auroc_have_known_values() -> None:
     predicted = (np.arange(BINS).repeat(1000) + 0.5) / BINS
     true = np.tile(np.arange(1000) / 1000, BINS) < predicted
     assert Reliability(predicted, true).ece == pytest.approx(0.0, abs=1e-9)

@@ -184,7 +184,7 @@ def test_orientation_is_applied_before_alignment(toy_model: MorphableModel) -> N
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_bad_images(client: TestClient, data: bytes, status: int, kind: str) -> None:
+def test_bad_images_are_named(client: TestClient, data: bytes, status: int, kind: str) -> None:
     assert problem_of(post(client, data)) == (status, kind)
 
 
@@ -205,7 +205,7 @@ def test_bad_images(client: TestClient, data: bytes, status: int, kind: str) -> 
         "[" * 5000,
     ],
 )
-def test_bad_boxes(client: TestClient, boxes: str) -> None:
+def test_bad_boxes_are_refused(client: TestClient, boxes: str) -> None:
     assert problem_of(post(client, encoded(pixels()), boxes=boxes)) == (422, "bad-boxes")
 
 

@@ -259,7 +259,7 @@ def test_the_configuration_survives_the_environment() -> None:
         UploadLimits(rate=0)
 
 
-def test_keys(toy_model: MorphableModel) -> None:
+def test_without_a_key_nothing_is_answered_but_health_and_pages(toy_model: MorphableModel) -> None:
     """Without one of the keys nothing is aligned, read or told; health needs none."""
     keys = hash_keys(["a key that is long", "another long key"])
     app = create_app(KnownAligner(toy_model), front=FrontConfig(keys=keys))

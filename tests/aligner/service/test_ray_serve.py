@@ -467,7 +467,7 @@ ONE, SEVERAL = "1", "1:2"  # replicas; several get their requests from proxies
 @pytest.mark.ray
 @pytest.mark.parametrize("service", [SEVERAL], indirect=True)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_ray_serve(check: Callable[[str], None], service: str) -> None:
+def test_ray_serves_as_documented(check: Callable[[str], None], service: str) -> None:
     check(service)
 
 

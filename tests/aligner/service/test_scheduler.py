@@ -299,7 +299,7 @@ def test_a_bad_photo_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
     assert all(len(found) == 1 for found in (first, *others))
 
 
-def test_deadlines(toy_model: MorphableModel) -> None:
+def test_photos_that_would_miss_their_deadline_are_refused(toy_model: MorphableModel) -> None:
     """Refused at once by what waits before; given up when the aligner turns out slower."""
     aligner, scheduler = make(toy_model, batch=1)
 

@@ -48,7 +48,7 @@ def url(toy_model: MorphableModel) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_uvicorn(check: Callable[[str], None], url: str) -> None:
+def test_uvicorn_serves_as_documented(check: Callable[[str], None], url: str) -> None:
     check(url)
 
 

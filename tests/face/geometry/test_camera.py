@@ -20,13 +20,13 @@ def points(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(50, 3)) * 0.1 + [0.0, 0.0, 1.0]
 
 
-def test_known_pixels() -> None:
+def test_points_project_to_known_pixels() -> None:
     assert np.allclose(CAMERAS[0].px_from_cam(np.array([0.1, -0.2, 2.0])), [116.0, 48.0])
     assert np.allclose(CAMERAS[1].px_from_cam(np.array([0.1, -0.02, 7.0])), [180.0, 64.0])
 
 
 @each_camera
-def test_cropping(camera: Camera) -> None:
+def test_a_crop_moves_and_scales_pixels(camera: Camera) -> None:
     """``px -> (px - corner) * scale``; a crop of a crop is one crop; depth order is unchanged."""
     rng = np.random.default_rng(0)
     p = points(rng)
@@ -76,7 +76,7 @@ def test_cameras_without_positive_scale_are_refused(value: float) -> None:
         WeakPerspective(value, np.zeros(2))
 
 
-def test_boxes() -> None:
+def test_a_square_about_a_box_keeps_its_centre() -> None:
     """A square about a box has its centre, and holds it when the margin is one or more."""
     box = Box.around(np.array([[3.0, 10.0], [7.0, 4.0], [5.0, 5.0]]))
     assert (box.x0, box.y0, box.x1, box.y1) == (3.0, 4.0, 7.0, 10.0)

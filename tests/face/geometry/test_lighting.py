@@ -22,7 +22,7 @@ def test_the_basis_is_orthonormal() -> None:
     assert np.abs(gram - np.eye(9)).max() < 1e-3
 
 
-def test_known_values() -> None:
+def test_the_basis_has_its_published_constants() -> None:
     """The constants of Ramamoorthi and Hanrahan along the axes."""
     expected = [0.282095, 0.0, 0.488603, 0.0, 0.0, 0.0, 0.630784, 0.0, 0.0]
     assert np.allclose(basis(np.array([0.0, 0.0, 1.0])), expected)

@@ -90,7 +90,7 @@ def test_signs_of_the_angles() -> None:
     assert np.allclose((rotation_from_angles(0, 0, 30) @ top)[0], s)
 
 
-def test_geodesic_distance() -> None:
+def test_the_geodesic_distance_is_the_angle_between_rotations() -> None:
     rng = np.random.default_rng(0)
     a, b = (Rotation.random(20, random_state=rng).as_matrix() for _ in range(2))
     expected = np.rad2deg((Rotation.from_matrix(a).inv() * Rotation.from_matrix(b)).magnitude())

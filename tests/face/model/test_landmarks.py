@@ -24,7 +24,7 @@ from dff.face.model.morphable import MorphableModel
 from tests.face.model.contour import contour_points
 
 
-def test_names() -> None:
+def test_landmarks_are_named_by_their_place() -> None:
     assert len(NAMES) == len(set(NAMES)) == 68
     assert NAMES[8] == "chin"
     assert NAMES[30] == "nose_tip"

@@ -140,7 +140,7 @@ def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None
         assert np.abs(out - exact)[(exact > 0) & (exact < 1)].mean() < 0.09
 
 
-def test_no_fringes(open_head: MorphableModel) -> None:
+def test_outlines_have_no_fringes(open_head: MorphableModel) -> None:
     """A face of the background's colour leaves no trace.
 
     Over another colour all pixels lie between both, and those away from outlines keep their own.

@@ -98,7 +98,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_orientation(orientation: int) -> None:
+def test_photos_are_turned_upright(orientation: int) -> None:
     data = turned(pixels(), orientation)
     stored = decode(data, upright=False)
     np.testing.assert_array_equal(decode(data), TURNS[orientation](stored))
