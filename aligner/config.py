@@ -435,6 +435,9 @@ class EyeEvidenceConfig:
     # masks and 388 pictures without their face, see docs/experiments/detector.md
     weight: float = 6.0
     least: float = 0.45
+    # confidence that the eyes lend at most, which is not sure: they are alike upside down, so the
+    # photo is still searched in quarter turns
+    most: float = 0.6
     # similarity without which the fit of an unlikely detection is none: ears are fitted, too
     least_unlikely: float = 0.6
     # cosine of the head's turn in the image plane from which it counts as upright: upside down,

@@ -145,7 +145,8 @@ class Reporter:
         if face.features is None or -face.cam_from_head.rotation[1, 1] < config.upright:
             return face
         above = float(eye_similarity(face.features)) - config.least
-        return self._judge_again(face, config.weight * above) if above > 0.0 else face
+        most = float(logit(config.most) - logit(face.face_confidence))
+        return self._judge_again(face, min(config.weight * above, most)) if above > 0.0 else face
 
     def is_doubted(self, face: Alignment) -> bool:
         """Whether a face is refused, or would be by its fit alone."""

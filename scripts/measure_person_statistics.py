@@ -1,6 +1,6 @@
 """Measure what tells people apart: the texture that all share, and the scatter within people.
 
-    python scripts/measure_person_statistics.py
+    PYTHONPATH=. python scripts/measure_person_statistics.py
 
 Both are measured on rendered people of the open head, four views each, so no photo is part of them.
 The result is written to aligner/data/person_statistics.npz; `python -m benchmarks.strangers`

@@ -13,7 +13,7 @@ import pytest
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.centre_detector import StagedDetector
-from dff.aligner.confidence import LANDMARK
+from dff.aligner.confidence import LANDMARK, SURE_FROM
 from dff.aligner.config import EyeEvidenceConfig
 from dff.aligner.detection import Detection, Search
 from dff.face.geometry.camera import Box
@@ -134,9 +134,17 @@ def test_both_eyes_speak_for_a_refused_face(
     assert confirmed.failed is not accepted
     if accepted:
         odds = 0.4 / 0.6 * np.exp(config.weight * (0.6 - config.least))
-        assert confirmed.face_confidence == pytest.approx(odds / (1 + odds))
+        assert odds / (1 + odds) > config.most
+        assert confirmed.face_confidence == pytest.approx(config.most)
+        more = reporter.confirm_by_eyes(face, replace(config, most=0.99))
+        assert more.face_confidence == pytest.approx(odds / (1 + odds))
     else:
         assert confirmed is face
+
+
+def test_eyes_never_make_a_face_sure() -> None:
+    """They are alike upside down: the photo is still searched in quarter turns."""
+    assert EyeEvidenceConfig().most < SURE_FROM
 
 
 def test_eyes_do_not_speak_for_a_face_that_is_upside_down(
