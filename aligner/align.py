@@ -399,8 +399,10 @@ class Aligner:
         and their fits. ``known``: the faces of the image so far.
         """
         config, is_doubted = self.config.refit, self.reporter(self.fit_model).is_doubted
+        if config is None or not isinstance(self.fitter, DenseFitter):
+            return []
         doubted = [(detection, face) for detection, face in fits if is_doubted(face)]
-        if config is None or not doubted or not isinstance(self.fitter, DenseFitter):
+        if not doubted:
             return []
         places = [Box.around(face.landmarks_3d[:, :2]) for face in known if not is_doubted(face)]
         largest = max((box.size for box in places), default=0.0)

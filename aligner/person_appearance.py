@@ -37,7 +37,7 @@ class PersonStatistics:
 
     @staticmethod
     def unknown(points: int, identities: int) -> PersonStatistics:
-        """Of a model that nobody measured: everything of a face is taken for its own."""
+        """Those of a model without measurements: all of a face counts as its own."""
         return PersonStatistics(np.zeros(points), np.eye(identities))
 
 

@@ -88,7 +88,11 @@ class RenderedPerson:
 
     neutral: Floats  # (V, 3) metres, the true face at rest
     images: list[Bytes]
-    boxes: list[Box]
+    landmarks: list[Floats]  # (68, 2) pixels of each image, 3D scheme
+
+    @property
+    def boxes(self) -> list[Box]:
+        return [Box.around(points) for points in self.landmarks]
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,12 @@ class Error:
 
 
 def render_person(
-    model: MorphableModel, name: str, seed: int, neutral: Floats | None = None
+    model: MorphableModel,
+    name: str,
+    seed: int,
+    neutral: Floats | None = None,
+    *,
+    views: int = VIEWS,
 ) -> RenderedPerson:
     """A sampled person; ``neutral``: (V, 3) metres, a face at rest instead of the sampled one."""
     albedo = load_albedo(model=model)
@@ -109,14 +118,14 @@ def render_person(
     person = sample_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
     if neutral is not None:
         person = replace(person, neutral=neutral)
-    images, boxes = [], []
-    for view in range(VIEWS):
+    images, landmarks = [], []
+    for view in range(views):
         rng = np.random.default_rng(derive_seed(seed, f"{name}/{view}"))
         scene = draw_scene(person, view, model=model, rng=rng, size=SIZE)
         shot = render_scene(person, scene, model=model, size=SIZE)
         images.append(decode(shot.image))
-        boxes.append(Box.around(shot.landmarks.fixed))
-    return RenderedPerson(person.neutral, images, boxes)
+        landmarks.append(shot.landmarks.fixed)
+    return RenderedPerson(person.neutral, images, landmarks)
 
 
 def measure_error(ruler: Ruler, true: Floats, found: Floats) -> Error:

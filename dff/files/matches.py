@@ -14,6 +14,7 @@ from dff.aligner.load import load_aligner
 from dff.aligner.matching.draw import draw_heat_map, draw_point_matches
 from dff.aligner.matching.matcher import Matcher
 from dff.aligner.matching.result import PointMatches
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
@@ -61,6 +62,7 @@ def match_files(
         }[photo]
         choices[photo] = describe_choice(path, faces, option)
 
+    use_threads(1)  # as for ``dff align``: more gain nothing, and spin on a busy machine
     aligner = load_aligner(weights, endpoint_url=endpoint_url, access=access)
     matcher = Matcher(aligner, on_choice=note_choice)
     lines: list[str] = []
